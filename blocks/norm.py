@@ -1,0 +1,107 @@
+"""Normalisation over the channels of each pixel: no batch statistics, no spatial ones, so every tile is right."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checks import check_feature_map, check_positive
+
+
+class LayerNorm2d(nn.Module):
+    r"""Normalise the channels of each pixel to mean 0 and variance 1, then scale and shift them.
+
+    :math:`y_c = \gamma_c \, (x_c - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta_c`, with :math:`\mu, \sigma^2` the mean
+    and the (biased) variance over the channels of one pixel. Statistics are float32 for half-precision inputs.
+
+    Shape:
+        ``(B, C, H, W)`` -> ``(B, C, H, W)``, dtype and memory format kept.
+
+    Args:
+        channels: number of channels ``C``.
+        eps: added to the variance.
+
+    Raises:
+        ValueError: if ``channels`` < 1, or the input has another number of channels.
+
+    Source:
+        Layer Normalization (arXiv:1607.06450), over channels as in NAFNet (arXiv:2204.04676).
+
+    >>> LayerNorm2d(8)(torch.randn(1, 8, 5, 7)).shape
+    torch.Size([1, 8, 5, 7])
+    """
+
+    tile_safe = True
+    receptive_radius = 0
+    tile_multiple = 1
+
+    def __init__(self, channels: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        check_positive(channels=channels)
+        self.channels = channels
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels, self)
+        wide = _at_least_float32(x)
+        if wide.is_contiguous(memory_format=torch.channels_last):
+            weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
+            y = F.layer_norm(wide.permute(0, 2, 3, 1), (self.channels,), weight, bias, self.eps)
+            return y.permute(0, 3, 1, 2).to(x.dtype)
+        # Planes apart: the mean of squares is taken after the mean is gone, which is exact and 4 to 6 times faster
+        # on a CPU than var_mean along an inner dimension.
+        centred = wide - wide.mean(dim=1, keepdim=True)
+        scale = torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + self.eps)
+        return torch.addcmul(self.bias[:, None, None], centred * scale, self.weight[:, None, None]).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, eps={self.eps}"
+
+
+class RMSNorm2d(nn.Module):
+    r"""Scale the channels of each pixel to a root mean square of 1, then by a learned weight.
+
+    :math:`y_c = \gamma_c \, x_c / \sqrt{\frac{1}{C} \sum_k x_k^2 + \epsilon}`. The statistic is float32 for
+    half-precision inputs.
+
+    Shape:
+        ``(B, C, H, W)`` -> ``(B, C, H, W)``, dtype and memory format kept.
+
+    Args:
+        channels: number of channels ``C``.
+        eps: added to the mean square.
+
+    Raises:
+        ValueError: if ``channels`` < 1, or the input has another number of channels.
+
+    Source:
+        Root Mean Square Layer Normalization (arXiv:1910.07467), section 4.
+
+    >>> RMSNorm2d(8)(torch.randn(1, 8, 5, 7)).shape
+    torch.Size([1, 8, 5, 7])
+    """
+
+    tile_safe = True
+    receptive_radius = 0
+    tile_multiple = 1
+
+    def __init__(self, channels: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        check_positive(channels=channels)
+        self.channels = channels
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels, self)
+        wide = _at_least_float32(x)
+        mean_square = wide.square().mean(dim=1, keepdim=True)
+        return (wide * torch.rsqrt(mean_square + self.eps) * self.weight[:, None, None]).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, eps={self.eps}"
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,40 @@
+"""What this machine can run: versions, devices, and the form that each kernel takes here."""
+
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+from .. import __version__
+from ..kernels import KERNELS
+from ..kernels.dispatch import VARIABLE
+
+
+def diagnose() -> str:
+    """Describe the machine and say which backend each kernel would use on it, and why."""
+    devices = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    lines = [
+        f"claritycore  {__version__}",
+        f"python       {platform.python_version()} on {platform.platform()}",
+        f"torch        {torch.__version__}",
+        f"triton       {_version('triton')}",
+        f"devices      {', '.join(['cpu', *devices])}",
+        f"{VARIABLE}  {os.environ.get(VARIABLE, 'not set: each call decides by its device')}",
+        "",
+        f"{'kernel':<28}{'device':<8}{'backend':<12}why",
+    ]
+    for kernel in KERNELS:
+        for kind in ["cpu", *(["cuda"] if devices else [])]:
+            device = torch.device(kind)
+            chosen = kernel.choose("auto", torch.empty(0, device=device))
+            why = kernel.obstacle("triton", device) or "Triton can run"
+            lines.append(f"{kernel.name:<28}{kind:<8}{chosen:<12}{why}")
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,55 @@
+"""FLOPs of the operations that the usual counters leave out: one table, for torch's counter and for fvcore."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+Shape = tuple[int, ...]
+# Flops of one call from the shapes of its tensors, as torch.utils.flop_counter calls it; a product and a sum are two.
+Formula = Callable[..., int]
+
+
+def attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Scaled dot-product attention on (..., L, E), (..., S, E), (..., S, V): the scores, then their mean of values.
+
+    >>> attention_flops((1, 2, 64, 8), (1, 2, 64, 8), (1, 2, 64, 8))
+    262144
+    """
+    return 2 * torch.Size(query[:-1]).numel() * key[-2] * (query[-1] + value[-1])
+
+
+def bilinear_flops(*_: Any, out_shape: Shape, **__: Any) -> int:
+    """Bilinear interpolation: 4 products and sums for each output element."""
+    return 8 * torch.Size(out_shape).numel()
+
+
+def bicubic_flops(*_: Any, out_shape: Shape, **__: Any) -> int:
+    """Bicubic interpolation: 16 products and sums for each output element."""
+    return 32 * torch.Size(out_shape).numel()
+
+
+def flop_formulas() -> dict[Any, Formula]:
+    """The table, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`."""
+    aten = torch.ops.aten
+    return {
+        aten.scaled_dot_product_attention: attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+        aten.upsample_bilinear2d: bilinear_flops,
+        aten.upsample_bicubic2d: bicubic_flops,
+    }
+
+
+def fvcore_handles() -> dict[str, Callable[[Iterable[Any], Iterable[Any]], int]]:
+    """The same table for fvcore: `FlopCountAnalysis(...).set_op_handle(**fvcore_handles())` counts multiply-adds."""
+
+    def handle(formula: Formula) -> Callable[[Iterable[Any], Iterable[Any]], int]:
+        def count(inputs: Iterable[Any], outputs: Iterable[Any]) -> int:
+            shapes = [value.type().sizes() if value.type().kind() == "TensorType" else None for value in inputs]
+            (out_shape,) = [tuple(value.type().sizes()) for value in outputs]
+            return formula(*shapes, out_shape=out_shape) // 2
+
+        return count
+
+    formulas: Mapping[Any, Formula] = flop_formulas()
+    return {packet._qualified_op_name: handle(formula) for packet, formula in formulas.items()}

@@ -1,0 +1,64 @@
+"""Which form of a kernel runs: Triton on CUDA tensors, plain torch elsewhere, and never anything in silence."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+Backend = Literal["auto", "triton", "torch", "reference"]
+
+VARIABLE = "CLARITYCORE_BACKEND"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What one op family offers, and the rule by which a call picks its form.
+
+    Args:
+        name: the public name of the op.
+        backends: the forms that exist, of "triton", "torch" and "reference". Where "torch" is missing the reference
+            is already fast, and takes its place.
+    """
+
+    name: str
+    backends: tuple[Backend, ...] = ("triton", "torch", "reference")
+
+    def choose(self, backend: Backend, tensor: Tensor) -> Backend:
+        """Resolve `backend` for a call whose tensors lie where `tensor` lies.
+
+        "auto" obeys the environment variable CLARITYCORE_BACKEND, then takes Triton on CUDA tensors and plain torch
+        elsewhere.
+
+        Raises:
+            ValueError: if no backend has that name.
+            NotImplementedError: (a RuntimeError) if a named backend cannot run here; the message says why.
+        """
+        wanted = cast(Backend, os.environ.get(VARIABLE, "auto") if backend == "auto" else backend)
+        if wanted not in get_args(Backend):
+            source = VARIABLE if backend == "auto" else "backend"
+            raise ValueError(f"{source} must be one of {', '.join(get_args(Backend))}, got {wanted!r}")
+        if wanted == "auto":
+            fast = tensor.is_cuda and not self.obstacle("triton", tensor.device)
+            return "triton" if fast else self._plain()
+        obstacle = self.obstacle(wanted, tensor.device)
+        if obstacle:
+            raise NotImplementedError(f"{self.name} cannot run with backend={wanted!r}: {obstacle}")
+        return self._plain() if wanted == "torch" else wanted
+
+    def obstacle(self, backend: Backend, device: torch.device) -> str:
+        """Say what keeps `backend` from running on `device`; empty if nothing does."""
+        if backend != "triton":
+            return ""
+        if "triton" not in self.backends:
+            return "it has no Triton form"
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed (torch's CUDA and ROCm wheels bring it)"
+        if device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+            return ""
+        return f"its tensors are on {device.type}; Triton needs CUDA tensors, or TRITON_INTERPRET=1 to try it on a CPU"
+
+    def _plain(self) -> Backend:
+        return "torch" if "torch" in self.backends else "reference"

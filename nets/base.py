@@ -1,0 +1,71 @@
+"""What every net shares: a config, files that say what they are, and padding to its stride."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints import Checkpoint, write_checkpoint
+from .registry import AutoModel, BaseConfig
+
+
+class RestorationNet(nn.Module):
+    """Base of the reference nets: `net(image) -> image`, kept in files that say what they are.
+
+    A net also has `features(image) -> list` of feature maps, for heads of the user's own, and the facts that tiling
+    needs: `tile_safe`, `receptive_radius` (in input pixels) and `tile_multiple`.
+
+    Args:
+        config: what the net was made from; it is saved with the weights.
+    """
+
+    tile_safe: bool
+    receptive_radius: int
+    tile_multiple: int
+
+    def __init__(self, config: BaseConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def save_pretrained(self, path: str | PathLike[str]) -> Path:
+        """Write weights and config to a .safetensors file, or into a folder; returns the path of the file."""
+        return write_checkpoint(path, Checkpoint(self.state_dict(), self.config.model_type, self.config.to_dict()))
+
+    @classmethod
+    def from_pretrained(cls, path: str | PathLike[str], config: BaseConfig | None = None) -> Self:
+        """Load a checkpoint of this net; `AutoModel.from_pretrained` says what is read and raised.
+
+        Raises:
+            ValueError: besides, if the checkpoint is one of another net.
+        """
+        model = AutoModel.from_pretrained(path, config)
+        if not isinstance(model, cls):
+            raise ValueError(f"{path} is a checkpoint of {type(model).__name__}, not of {cls.__name__}")
+        return model
+
+
+def check_image(image: Tensor, channels: int, net: nn.Module) -> None:
+    """Raise ValueError unless `image` is (B, channels, H, W)."""
+    if image.ndim != 4 or image.shape[1] != channels:
+        name = type(net).__name__
+        raise ValueError(f"{name} takes images (B, C, H, W) with C = {channels} channels, got {tuple(image.shape)}")
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Pad below and on the right until H and W are multiples: by reflection, by the far edge once that runs out.
+
+    Shape:
+        ``(B, C, H, W)`` -> ``(B, C, H', W')``, the smallest multiples >= H and W.
+
+    >>> pad_to_multiple(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 2)
+    tensor([[[[1., 2., 3., 2.],
+              [1., 2., 3., 2.]]]])
+    """
+    for dim in (2, 3):
+        size = image.shape[dim]
+        if size % multiple:
+            index = torch.arange(size + -size % multiple, device=image.device)
+            image = image.index_select(dim, torch.where(index < size, index, 2 * (size - 1) - index).clamp(min=0))
+    return image

@@ -1,0 +1,40 @@
+"""What a net returns besides the image."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Aux:
+    """Losses that the net's own parts ask for, and statistics worth watching.
+
+    Args:
+        losses: scalar losses by name, already weighted.
+        statistics: tensors by name; no gradient is needed of them.
+    """
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+    def total(self) -> Tensor:
+        """Sum of all losses; zero where there are none.
+
+        >>> Aux().total()
+        tensor(0.)
+        """
+        return torch.stack(list(self.losses.values())).sum() if self.losses else torch.zeros(())
+
+
+@dataclass
+class RestorationOutput:
+    """A restored image with what came up on the way: `net(image, return_aux=True)`.
+
+    Args:
+        image: the restored image (B, C, s H, s W).
+        aux: losses and statistics of the net's parts.
+    """
+
+    image: Tensor
+    aux: Aux = field(default_factory=Aux)

@@ -1,0 +1,176 @@
+"""Nets by name: configs register themselves, and a config builds its net."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from os import PathLike
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+
+from .checkpoints import load_weights, read_checkpoint
+
+ConfigT = TypeVar("ConfigT", bound="type[BaseConfig]")
+
+
+class BaseConfig:
+    """Base of every net's config: subclass it as a dataclass and name it with `register_config`.
+
+    It is a plain class, so that frozen and unfrozen dataclasses may both derive from it. A config whose net
+    `AutoModel` shall build overrides `build`.
+    """
+
+    model_type: str = ""
+
+    def build(self) -> nn.Module:
+        """Make the net that this config describes.
+
+        Raises:
+            NotImplementedError: if the subclass does not say how.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not override build(), so no net can be made from it")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as plain values, ready for JSON."""
+        return {key: value for key, value in asdict(self).items() if key != "model_type"}  # pyright: ignore[reportArgumentType]
+
+
+class _Entry(NamedTuple):
+    config_class: type[BaseConfig]
+    overrides: Mapping[str, Any]
+
+
+_NETS: dict[str, _Entry] = {}
+_PRESETS: dict[str, tuple[BaseConfig, Any]] = {}
+
+
+def register_config(name: str, *, sizes: Mapping[str, Mapping[str, Any]] | None = None) -> Callable[[ConfigT], ConfigT]:
+    """Class decorator that makes a config known by name.
+
+    Args:
+        name: the name of the family: lower case, with dashes.
+        sizes: further names, each with the field values in which it differs from the defaults.
+
+    Raises:
+        TypeError: if the class is not a dataclass deriving from `BaseConfig`.
+        ValueError: if a name is taken by another class, or the class's `model_type` says something else.
+
+    >>> @register_config("my-net")
+    ... @dataclass
+    ... class MyNetConfig(BaseConfig):
+    ...     scale: int = 4
+    >>> AutoConfig.from_name("my-net", scale=2)
+    MyNetConfig(scale=2)
+    """
+
+    def register(config_class: ConfigT) -> ConfigT:
+        if not (issubclass(config_class, BaseConfig) and is_dataclass(config_class)):
+            raise TypeError(f"{config_class.__name__} must be a dataclass that derives from BaseConfig")
+        if config_class.model_type not in ("", name):
+            raise ValueError(f"{config_class.__name__}.model_type is {config_class.model_type!r}, not {name!r}")
+        for key, overrides in {name: {}, **(sizes or {})}.items():
+            taken = _NETS.get(key)
+            if taken and not _same(taken.config_class, config_class):
+                raise ValueError(f"the name {key!r} is taken by {taken.config_class.__name__}")
+            _NETS[key] = _Entry(config_class, overrides)
+        config_class.model_type = name
+        return config_class
+
+    return register
+
+
+def list_models() -> list[str]:
+    """Names that `AutoConfig.from_name` knows, sorted.
+
+    >>> "rrdbnet" in list_models()
+    True
+    """
+    return sorted(_NETS)
+
+
+def register_presets(presets: Mapping[str, tuple[BaseConfig, Any]]) -> None:
+    """Make training presets known by name: each a net's config and the settings it is trained with.
+
+    Raises:
+        ValueError: if a name is taken already.
+    """
+    for name, preset in presets.items():
+        if name in _PRESETS and _PRESETS[name] != preset:
+            raise ValueError(f"the preset name {name!r} is taken")
+        _PRESETS[name] = preset
+
+
+class AutoConfig:
+    """Finds configs by name."""
+
+    @staticmethod
+    def from_name(name: str, **overrides: Any) -> BaseConfig:
+        """Make the config called `name`, with some fields overridden.
+
+        Raises:
+            ValueError: if no net has that name, or a field is unknown or has a bad value; it offers the nearest name.
+
+        >>> AutoConfig.from_name("rrdbnet-lite", scale=2).num_feat
+        32
+        """
+        if name not in _NETS:
+            raise ValueError(f"there is no net {name!r}{nearest(name, _NETS)}")
+        entry = _NETS[name]
+        known = [field.name for field in fields(entry.config_class)]  # pyright: ignore[reportArgumentType]
+        for key in overrides:
+            if key not in known:
+                raise ValueError(f"{name} has no field {key!r}{nearest(key, known)}")
+        return entry.config_class(**{**entry.overrides, **overrides})
+
+
+class AutoModel:
+    """Makes nets from configs and from files."""
+
+    @staticmethod
+    def from_config(config: BaseConfig) -> nn.Module:
+        """Make the net that `config` describes, with fresh weights.
+
+        >>> type(AutoModel.from_config(AutoConfig.from_name("rrdbnet-lite", num_block=1))).__name__
+        'RRDBNet'
+        """
+        return config.build()
+
+    @staticmethod
+    def from_pretrained(path: str | PathLike[str], config: BaseConfig | None = None) -> nn.Module:
+        """Make the net that a checkpoint describes and load its weights, strictly.
+
+        Args:
+            path: a safetensors file, a folder with a model.safetensors, or a .pth, .pt or .ckpt file of tensors.
+            config: the net's config, needed where the file does not hold one.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged, holds objects that would run code, does not say what it is while
+                `config` is not given, is one of another net than `config`, or does not fit the net.
+        """
+        checkpoint = read_checkpoint(path)
+        if config is None:
+            if checkpoint.model_type is None:
+                raise ValueError(f"{path} does not say which net it belongs to; give its config")
+            config = AutoConfig.from_name(checkpoint.model_type, **checkpoint.config)
+        elif checkpoint.model_type not in (None, config.model_type):
+            raise ValueError(f"{path} is a checkpoint of {checkpoint.model_type}, not of {config.model_type}")
+        model = config.build()
+        load_weights(model, checkpoint.state, path)
+        return model
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """End of a message about an unknown name: the nearest known one, or all of them.
+
+    >>> nearest("rrdbnte", ["rrdbnet", "span"])
+    '; did you mean rrdbnet?'
+    """
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known)) or 'none'}"
+
+
+def _same(a: type, b: type) -> bool:
+    # A module that is run again, as in a notebook, makes its classes anew.
+    return (a.__module__, a.__qualname__) == (b.__module__, b.__qualname__)

@@ -1,0 +1,152 @@
+"""RRDBNet, the generator of ESRGAN and Real-ESRGAN."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..blocks import RRDB, PixelShuffleUp
+from .base import RestorationNet, check_image, pad_to_multiple
+from .output import RestorationOutput
+from .registry import BaseConfig, register_config
+
+SCALES = (1, 2, 3, 4, 8)
+UPSAMPLERS = ("pixelshuffle", "nearest+conv")
+SIZES = {"rrdbnet-lite": {"num_feat": 32, "num_block": 6, "num_grow_ch": 16}}
+STAGES = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
+NEGATIVE_SLOPE = 0.2
+
+
+@register_config("rrdbnet", sizes=SIZES)
+@dataclass(frozen=True)
+class RRDBNetConfig(BaseConfig):
+    """Sizes of an RRDBNet.
+
+    Args:
+        in_channels: channels of the input image.
+        out_channels: channels of the output image.
+        scale: upscaling factor: 1, 2, 3, 4 or 8.
+        num_feat: feature channels.
+        num_block: number of RRDB blocks.
+        num_grow_ch: growth of their dense blocks.
+        upsampler: "pixelshuffle", or "nearest+conv", which ESRGAN checkpoints have: scales 1 and 2 then unshuffle
+            the image by 4 and 2 first and upsample by 4, as BasicSR does.
+
+    Raises:
+        ValueError: if a number is < 1, or the scale or the upsampler is none of those.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    scale: int = 4
+    num_feat: int = 64
+    num_block: int = 23
+    num_grow_ch: int = 32
+    upsampler: Literal["pixelshuffle", "nearest+conv"] = "pixelshuffle"
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "out_channels", "num_feat", "num_block", "num_grow_ch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(map(str, SCALES))}, got {self.scale}")
+        if self.upsampler not in UPSAMPLERS:
+            raise ValueError(f"upsampler must be one of {', '.join(UPSAMPLERS)}, got {self.upsampler!r}")
+
+    @property
+    def unshuffle(self) -> int:
+        """By how much the stem folds pixels into channels."""
+        return {1: 4, 2: 2}.get(self.scale, 1) if self.upsampler == "nearest+conv" else 1
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The factors by which the features are upsampled, one after the other."""
+        return STAGES[self.scale * self.unshuffle]
+
+    def build(self) -> "RRDBNet":
+        return RRDBNet(self)
+
+
+class RRDBNet(RestorationNet):
+    r"""Super-resolution by residual-in-residual dense blocks; no normalisation layer.
+
+    Shape:
+        ``(B, in_channels, H, W)`` -> ``(B, out_channels, s H, s W)``, any H, W >= 1.
+
+    Args:
+        config: sizes; the default is the full x4 net.
+
+    Raises:
+        ValueError: if the image has another number of channels.
+
+    Source:
+        ESRGAN (arXiv:1809.00219), section 3.1; the unshuffling stem: Real-ESRGAN (arXiv:2107.10833), section 3.4.
+
+    >>> RRDBNet(RRDBNetConfig(scale=2, num_feat=8, num_block=1, num_grow_ch=4))(torch.zeros(1, 3, 5, 7)).shape
+    torch.Size([1, 3, 10, 14])
+    """
+
+    tile_safe = True
+
+    def __init__(self, config: RRDBNetConfig | None = None) -> None:
+        config = config or RRDBNetConfig()
+        super().__init__(config)
+        features = config.num_feat
+        self.scale = config.scale
+        self.in_channels = config.in_channels
+        self.tile_multiple = config.unshuffle
+        self.stages = config.stages
+        self.conv_first = nn.Conv2d(config.in_channels * config.unshuffle**2, features, 3, padding=1)
+        self.body = nn.Sequential(
+            *(RRDB(features, growth_channels=config.num_grow_ch) for _ in range(config.num_block))
+        )
+        self.conv_body = nn.Conv2d(features, features, 3, padding=1)
+        # Each stage has its own name, conv_up1 and on, as in the checkpoints that people have.
+        shuffles = config.upsampler == "pixelshuffle"
+        for number, factor in enumerate(config.stages, start=1):
+            up = PixelShuffleUp(features, scale_factor=factor) if shuffles else _NearestConvUp(features, factor)
+            self.add_module(f"conv_up{number}", up)
+        self.conv_hr = nn.Conv2d(features, features, 3, padding=1)
+        self.conv_last = nn.Conv2d(features, config.out_channels, 3, padding=1)
+        self.receptive_radius = _receptive_radius(config)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """The feature map (B, num_feat, H, W) before upsampling; H and W are divided by the stem's unshuffling."""
+        check_image(image, self.in_channels, self)
+        image = pad_to_multiple(image, self.tile_multiple)
+        x = self.conv_first(F.pixel_unshuffle(image, self.tile_multiple))
+        return [x + self.conv_body(self.body(x))]
+
+    def forward(self, image: Tensor, *, return_aux: bool = False) -> Tensor | RestorationOutput:
+        x = self.features(image)[-1]
+        for number in range(1, len(self.stages) + 1):
+            x = getattr(self, f"conv_up{number}")(x)
+        restored = self.conv_last(F.leaky_relu(self.conv_hr(x), NEGATIVE_SLOPE))
+        restored = restored[..., : image.shape[-2] * self.scale, : image.shape[-1] * self.scale].to(image.dtype)
+        return RestorationOutput(restored) if return_aux else restored
+
+
+class _NearestConvUp(nn.Conv2d):
+    """Nearest upsampling, then a 3x3 convolution and leaky ReLU; a Conv2d itself, for the names in checkpoints."""
+
+    def __init__(self, channels: int, scale_factor: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+        self.scale_factor = scale_factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        upsampled = F.interpolate(x, scale_factor=float(self.scale_factor), mode="nearest")
+        return F.leaky_relu(super().forward(upsampled), NEGATIVE_SLOPE)
+
+
+def _receptive_radius(config: RRDBNetConfig) -> int:
+    """Follow an output pixel back to the input: a 3x3 convolution adds 1, upsampling by s divides by s, rounded up."""
+    radius = 2  # conv_last, conv_hr
+    for factor in reversed(config.stages):
+        if config.upsampler == "pixelshuffle":
+            radius = math.ceil(radius / factor) + 1
+        else:
+            radius = math.ceil((radius + 1) / factor)
+    radius += 2 + config.num_block * RRDB.receptive_radius  # conv_body, conv_first
+    return radius * config.unshuffle + config.unshuffle - 1

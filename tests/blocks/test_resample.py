@@ -1,0 +1,70 @@
+"""Changes of resolution against what they claim to be."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from claritycore.blocks import BicubicUp, PixelShuffleUp
+from tests.strategies import feature_maps, normal
+
+
+@given(x=feature_maps(4), scale=st.integers(1, 4))
+def test_pixel_shuffle_starts_as_convolution_and_nearest_upsampling(x, scale):
+    torch.manual_seed(0)
+    up = PixelShuffleUp(4, 3, scale_factor=scale)
+    low = F.conv2d(x, up.conv.weight[:: scale**2], up.conv.bias[:: scale**2], padding=1)
+    expected = low.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    torch.testing.assert_close(up(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pixel_shuffle_keeps_kaimings_spread():
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(64, 64, 3).weight.std().item()
+    assert PixelShuffleUp(64, scale_factor=2).conv.weight.std().item() == pytest.approx(plain, rel=0.02)
+
+
+def cubic(distance: float, a: float = -0.75) -> float:
+    d = abs(distance)
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
+
+
+def bicubic_matrix(size: int, scale: int) -> torch.Tensor:
+    """Row i holds the weights of output sample i, taps beyond the edge folded onto it."""
+    matrix = torch.zeros(scale * size, size, dtype=torch.float64)
+    for i in range(scale * size):
+        centre = (i + 0.5) / scale - 0.5
+        first = int(torch.tensor(centre).floor()) - 1
+        for tap in range(first, first + 4):
+            matrix[i, min(max(tap, 0), size - 1)] += cubic(centre - tap)
+    return matrix
+
+
+@given(x=feature_maps(2, dtype=torch.float64), scale=st.integers(1, 4))
+def test_bicubic_is_the_formula(x, scale):
+    rows, columns = bicubic_matrix(x.shape[2], scale), bicubic_matrix(x.shape[3], scale)
+    torch.testing.assert_close(BicubicUp(scale)(x), rows @ x @ columns.T, rtol=0, atol=1e-11)
+
+
+def test_bicubic_keeps_a_constant():
+    x = torch.full((1, 3, 5, 7), 0.3, dtype=torch.float64)
+    torch.testing.assert_close(BicubicUp(3)(x), torch.full((1, 3, 15, 21), 0.3, dtype=torch.float64))
+
+
+def test_bicubic_at_scale_1_is_the_input():
+    x = normal((1, 2, 3, 4))
+    assert BicubicUp(1)(x) is x
+
+
+def test_bad_arguments_raise():
+    with pytest.raises(ValueError, match="kernel_size must be odd and positive, got 4"):
+        PixelShuffleUp(4, kernel_size=4)
+    with pytest.raises(ValueError, match="scale_factor must be at least 1, got 0"):
+        PixelShuffleUp(4, scale_factor=0)
+    with pytest.raises(ValueError, match="out_channels must be at least 1, got 0"):
+        PixelShuffleUp(4, 0)
+    with pytest.raises(ValueError, match="scale_factor must be at least 1, got 0"):
+        BicubicUp(0)

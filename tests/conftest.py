@@ -1,0 +1,16 @@
+"""Settings of every test: hypothesis profiles, one thread a worker, and where the Triton kernels run."""
+
+import os
+
+import torch
+from hypothesis import settings
+
+# Without a CUDA device Triton kernels are interpreted; triton reads this when a kernel is defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+torch.set_num_threads(1)
+
+settings.register_profile("committed", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("nightly", deadline=None, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "committed"))

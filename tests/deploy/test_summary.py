@@ -1,0 +1,97 @@
+"""What is counted, against closed forms and another counter."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from claritycore.blocks import RRDB, BicubicUp, PixelShuffleUp, ResidualDenseBlock
+from claritycore.deploy import flop_formulas, fvcore_handles, summarize
+from claritycore.nets import RRDBNet, RRDBNetConfig
+
+
+def rrdb_macs(channels: int, growth: int) -> int:
+    """Multiply-adds of an RRDB for one pixel."""
+    inner = sum(9 * (channels + i * growth) * growth for i in range(4))
+    return 3 * (inner + 9 * (channels + 4 * growth) * channels)
+
+
+@pytest.mark.parametrize(
+    ("block", "macs_per_pixel"),
+    [
+        (ResidualDenseBlock(8, growth_channels=4), rrdb_macs(8, 4) // 3),
+        (RRDB(8, growth_channels=4), rrdb_macs(8, 4)),
+        (PixelShuffleUp(8, 3, scale_factor=2), 9 * 8 * 12),
+        (BicubicUp(2), 16 * 4 * 8),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_macs_of_blocks(block, macs_per_pixel):
+    assert summarize(block, (2, 8, 5, 7)).macs == 2 * 5 * 7 * macs_per_pixel
+
+
+def test_macs_of_rrdbnet():
+    summary = summarize(RRDBNet(RRDBNetConfig(scale=2, num_feat=8, num_block=2, num_grow_ch=4)), (1, 3, 10, 12))
+    low = 9 * 3 * 8 + 2 * rrdb_macs(8, 4) + 9 * 8 * 8 + 9 * 8 * 32
+    high = 9 * 8 * 8 + 9 * 8 * 3
+    assert summary.macs == 120 * low + 480 * high
+    assert summary.uncounted == {}
+    assert summary.output_shape == (1, 3, 20, 24)
+    assert sum(part.macs for part in summary.parts) == summary.macs
+    assert sum(part.parameters for part in summary.parts) == summary.parameters
+
+
+def test_activations_are_what_convolutions_write():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    assert summarize(net, (1, 3, 10, 10)).activations == 12 * 100
+
+
+class Spectrum(nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft2(x).abs().softmax(dim=1)
+
+
+def test_what_cannot_be_counted_is_named():
+    summary = summarize(Spectrum(), (1, 1, 8, 6))
+    assert summary.uncounted == {"_fft_r2c": 1, "_softmax": 1}
+    assert "not counted       _fft_r2c x1, _softmax x1" in str(summary)
+
+
+class Attention(nn.Module):
+    def forward(self, x):
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+def test_attention_on_a_cpu_is_counted():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.randn(1, 2, 64, 8)
+    with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter:
+        F.scaled_dot_product_attention(x, x, x)
+    assert counter.get_total_flops() == 2 * 131072
+    assert summarize(Attention(), (1, 2, 64, 8)).macs == 131072
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_fvcore_counts_the_same_with_our_handles():
+    fvcore = pytest.importorskip("fvcore.nn")
+    for module, shape in [(Attention(), (1, 2, 64, 8)), (BicubicUp(2), (1, 3, 8, 8)), (RRDB(4), (1, 4, 6, 6))]:
+        analysis = fvcore.FlopCountAnalysis(module, torch.randn(shape))
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        analysis.set_op_handle(**fvcore_handles())
+        assert analysis.total() == summarize(module, shape).macs
+
+
+def test_it_reads_well_and_leaves_the_module_alone():
+    block = RRDB(8, growth_channels=4)
+    weight = block.rdb1.conv1.weight
+    printed = str(summarize(block, (1, 8, 16, 16)))
+    assert printed.startswith("RRDB: (1, 8, 16, 16) -> (1, 8, 16, 16)")
+    assert "receptive radius  15 pixels" in printed
+    assert block.rdb1.conv1.weight is weight
+    assert block.training
+
+
+def test_a_refused_shape_raises():
+    with pytest.raises(ValueError, match=r"RRDB|ResidualDenseBlock takes"):
+        summarize(RRDB(8), (1, 3, 4, 4))

@@ -1,0 +1,65 @@
+"""Which form of a kernel runs, and what is said when one cannot."""
+
+import pytest
+import torch
+
+from claritycore.kernels import Kernel
+
+CPU = torch.empty(0)
+META = torch.empty(0, device="meta")
+KERNEL = Kernel("some_op")
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch):
+    monkeypatch.delenv("CLARITYCORE_BACKEND", raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+def test_auto_takes_the_fallback_away_from_cuda():
+    assert KERNEL.choose("auto", CPU) == "torch"
+    assert KERNEL.choose("auto", META) == "torch"
+    assert Kernel("no_fallback", ("triton", "reference")).choose("auto", CPU) == "reference"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_auto_takes_triton_on_cuda():
+    assert KERNEL.choose("auto", CPU.cuda()) == "triton"
+    assert Kernel("plain_op", ("reference",)).choose("auto", CPU.cuda()) == "reference"
+
+
+def test_the_interpreter_is_never_taken_unasked(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert KERNEL.choose("triton", CPU) == "triton"
+    assert KERNEL.choose("auto", CPU) == "torch"
+
+
+def test_a_named_backend_that_cannot_run_says_why(monkeypatch):
+    pytest.importorskip("triton")
+    with pytest.raises(NotImplementedError, match="some_op cannot run with backend='triton': its tensors are on cpu; Triton"):
+        KERNEL.choose("triton", CPU)
+    with pytest.raises(NotImplementedError, match="plain_op cannot run with backend='triton': it has no Triton form"):
+        Kernel("plain_op", ("reference",)).choose("triton", CPU)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(NotImplementedError, match="triton is not installed"):
+        KERNEL.choose("triton", CPU)
+
+
+def test_unknown_names_raise(monkeypatch):
+    with pytest.raises(ValueError, match="backend must be one of auto, triton, torch, reference, got 'cuda'"):
+        KERNEL.choose("cuda", CPU)
+    monkeypatch.setenv("CLARITYCORE_BACKEND", "fast")
+    with pytest.raises(ValueError, match=r"CLARITYCORE_BACKEND must be one of .*, got 'fast'"):
+        KERNEL.choose("auto", CPU)
+
+
+def test_the_variable_rules_auto_and_nothing_else(monkeypatch):
+    monkeypatch.setenv("CLARITYCORE_BACKEND", "reference")
+    assert KERNEL.choose("auto", CPU) == "reference"
+    assert KERNEL.choose("torch", CPU) == "torch"
+
+
+def test_uninitialised_memory_is_nan_in_kernel_tests():
+    for tensor in (torch.empty(1000), torch.empty_like(torch.ones(1000)), torch.ones(3).new_empty(1000)):
+        assert tensor.isnan().all()

@@ -1,0 +1,137 @@
+"""What every net keeps: any H and W, any scale, any number of channels; the files it writes; what it says of itself."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from claritycore.nets import AutoModel, RestorationOutput
+from tests.contracts import NETS
+from tests.strategies import feature_maps, normal
+
+SCALES = (1, 2, 3, 4, 8)
+
+pytestmark = pytest.mark.parametrize("build", NETS.values(), ids=NETS.keys())
+
+
+def made(build, seed: int = 0, **fields):
+    torch.manual_seed(seed)
+    return build(**fields).eval()
+
+
+@given(data=st.data(), scale=st.sampled_from(SCALES))
+def test_any_height_and_width_and_every_scale(build, data, scale):
+    image = data.draw(feature_maps(3, sides=st.integers(1, 40)))
+    with torch.no_grad():
+        restored = made(build, scale=scale)(image)
+    assert tuple(restored.shape) == (len(image), 3, scale * image.shape[2], scale * image.shape[3])
+    assert restored.isfinite().all()
+
+
+@given(scale=st.sampled_from(SCALES), dtype=st.sampled_from([torch.float64, torch.bfloat16]))
+def test_dtype_is_kept(build, scale, dtype):
+    net = made(build, scale=scale)
+    image = normal((1, 3, 9, 6))
+    exact = net(image)
+    restored = net.to(dtype)(image.to(dtype))
+    assert restored.dtype == dtype
+    torch.testing.assert_close(restored.float(), exact, rtol=0, atol=0.05 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_autocast_returns_the_dtype_of_the_image(build, scale):
+    net = made(build, scale=scale)
+    image = normal((1, 3, 9, 6))
+    exact = net(image)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        restored = net(image)
+    assert restored.dtype == torch.float32
+    torch.testing.assert_close(restored, exact, rtol=0, atol=0.05 * exact.abs().max().item())
+
+
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(1, 1), (12, 12), (4, 3)])
+def test_any_number_of_channels(build, in_channels, out_channels):
+    net = made(build, scale=2, in_channels=in_channels, out_channels=out_channels)
+    assert tuple(net(normal((2, in_channels, 5, 7))).shape) == (2, out_channels, 10, 14)
+
+
+def test_aux_and_features(build):
+    net = made(build, scale=2)
+    image = normal((1, 3, 8, 8))
+    output = net(image, return_aux=True)
+    assert isinstance(output, RestorationOutput)
+    assert torch.equal(output.image, net(image))
+    assert output.aux.total().ndim == 0
+    features = net.features(image)
+    assert isinstance(features, list)
+    assert all(f.ndim == 4 for f in features)
+
+
+@given(scale=st.sampled_from(SCALES))
+def test_every_parameter_gets_a_gradient(build, scale):
+    net = made(build, scale=scale).train()
+    output = net(normal((2, 3, 7, 9)), return_aux=True)
+    (output.image.square().mean() + output.aux.total()).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert (parameter.grad != 0).any(), name
+
+
+@given(scale=st.sampled_from(SCALES), data=st.data())
+def test_a_crop_with_the_receptive_radius_around_it_gives_the_same_pixels(build, scale, data):
+    net = made(build, scale=scale).double()
+    margin, step = net.receptive_radius, net.tile_multiple
+    margin += -margin % step
+    size = 2 * margin + 4 * step
+    whole = normal((1, 3, size + 3 * step, size + 3 * step), dtype=torch.float64)
+    top, left = (step * data.draw(st.integers(0, 3)) for _ in range(2))
+    with torch.no_grad():
+        expected, tile = net(whole), net(whole[..., top : top + size, left : left + size])
+    inside = slice(scale * margin, scale * (size - margin))
+    expected = expected[..., scale * top : scale * (top + size), scale * left : scale * (left + size)]
+    torch.testing.assert_close(tile[..., inside, inside], expected[..., inside, inside], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_compiles_and_exports(build, scale):
+    net = made(build, scale=scale)
+    image = normal((1, 3, 8, 12))
+    expected = net(image)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(image), expected, rtol=1e-5, atol=1e-5)
+    program = torch.export.export(net, (image,))
+    torch.testing.assert_close(program.module()(image), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_exports_with_any_height_and_width(build):
+    net = made(build, scale=4)
+    sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(net, (normal((1, 3, 8, 11)),), dynamic_shapes={"image": sides})
+    image = normal((1, 3, 13, 6))
+    torch.testing.assert_close(program.module()(image), net(image), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_saved_net_comes_back_the_same(build, scale, tmp_path):
+    net = made(build, scale=scale, seed=1)
+    path = net.save_pretrained(tmp_path / "net.safetensors")
+    again = AutoModel.from_pretrained(path).eval()
+    assert again.config == net.config
+    image = normal((1, 3, 5, 6))
+    assert torch.equal(again(image), net(image))
+    assert torch.equal(type(net).from_pretrained(path).eval()(image), net(image))
+
+
+def test_wrong_images_raise(build):
+    net = made(build)
+    with pytest.raises(ValueError, match=r"takes images \(B, C, H, W\) with C = 3 channels, got \(1, 4, 8, 8\)"):
+        net(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(ValueError, match=r"takes images \(B, C, H, W\) with C = 3 channels, got \(3, 8, 8\)"):
+        net(torch.zeros(3, 8, 8))
+
+
+def test_runs_on_meta(build):
+    net = build(scale=4).to("meta")
+    assert tuple(net(torch.empty(1, 3, 10, 20, device="meta")).shape) == (1, 3, 40, 80)

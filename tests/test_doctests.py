@@ -1,0 +1,42 @@
+"""Every example in a docstring of the package and in README.md runs and prints what it says."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import claritycore
+
+ROOT = Path(claritycore.__file__).parent
+PACKAGES = [folder.parent.name for folder in sorted(ROOT.glob("*/__init__.py"))]
+MODULES = [
+    name
+    for package in PACKAGES
+    for _, name, _ in pkgutil.walk_packages([str(ROOT / package)], f"claritycore.{package}.")
+    if not name.rpartition(".")[2].startswith("fused")
+]
+NAMES = {"torch": torch, "nn": nn, "dataclass": dataclass}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    torch.manual_seed(0)
+    failed, _ = doctest.testmod(importlib.import_module(name), extraglobs=NAMES)
+    assert failed == 0
+
+
+README_EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("example", README_EXAMPLES, ids=range(len(README_EXAMPLES)))
+def test_readme_examples(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    test = doctest.DocTestParser().get_doctest(example, {}, "README.md", "README.md", 0)
+    assert test.examples, "an example in README.md has no >>> line"
+    assert doctest.DocTestRunner().run(test).failed == 0

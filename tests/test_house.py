@@ -1,0 +1,217 @@
+"""The rules of the house, read off the files: what every kernel, block and net must have, and must not."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import claritycore
+from claritycore import blocks, deploy, images, kernels, nets
+from tests.contracts import CONTRACTS, NETS
+
+ROOT = Path(claritycore.__file__).parent
+ROOMS = ("blocks", "deploy", "images", "kernels", "models", "nets")
+SOURCES = sorted([*ROOT.glob("*.py"), *(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))])
+TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in SOURCES}
+TEST_TEXT = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("*.py"))
+BENCHMARK_TEXT = "\n".join(file.read_text() for file in (ROOT / "benchmarks").glob("*.py"))
+README = (ROOT / "README.md").read_text()
+
+KERNEL_FOLDERS = [file.parent for file in sorted((ROOT / "kernels").glob("*/__init__.py"))]
+KERNEL_FILES = {"__init__.py", "op.py", "reference.py"}
+FURTHER_KERNEL_FILES = re.compile(r"(fallback|fused|operands)(_\w+)?\.py")
+
+# Public names that no benchmark times, each with the reason.
+WITHOUT_BENCHMARK: dict[str, str] = {}
+
+# What the rooms may import besides the standard library and their own kind; triton is for kernels/*/fused*.py alone.
+ALLOWED = {
+    "kernels": {"torch", "einops", "numpy"},
+    "blocks": {"torch", "einops", "numpy"},
+    "nets": {"torch", "einops", "numpy", "safetensors"},
+    "models": set(),
+    "images": {"torch", "numpy", "PIL", "imagecodecs", "tifffile"},
+}
+LOADED_BY_BLOCKS = {
+    "triton",
+    "safetensors",
+    "PIL",
+    "imagecodecs",
+    "tifffile",
+    "tyro",
+    "torchvision",
+    "fvcore",
+    "skimage",
+}
+
+
+def is_module(item: object) -> bool:
+    return inspect.isclass(item) and issubclass(item, nn.Module)
+
+
+BLOCKS = {name: getattr(blocks, name) for name in blocks.__all__ if is_module(getattr(blocks, name))}
+NET_CLASSES = {
+    name: getattr(nets, name)
+    for name in nets.__all__
+    if is_module(getattr(nets, name)) and getattr(nets, name) is not nets.RestorationNet
+}
+KERNEL_OPS = {
+    name: getattr(kernels, name)
+    for name in kernels.__all__
+    if inspect.isfunction(getattr(kernels, name)) and not name.endswith("_reference")
+}
+PUBLIC = {
+    f"{room.__name__.removeprefix('claritycore.')}.{name}": getattr(room, name)
+    for room in (blocks, deploy, images, kernels, nets)
+    for name in room.__all__
+}
+
+
+def functions(tree: ast.AST) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def docstring_lines(function: ast.FunctionDef) -> int:
+    """A contract may be longer than the code that keeps it."""
+    return len((ast.get_docstring(function, clean=False) or "").splitlines())
+
+
+def is_jit(function: ast.FunctionDef) -> bool:
+    return any("jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+# What every public name has
+
+
+@pytest.mark.parametrize("name", [n for n, item in PUBLIC.items() if inspect.isclass(item) or inspect.isfunction(item)])
+def test_a_public_name_has_a_docstring_that_starts_with_a_sentence(name):
+    assert (PUBLIC[name].__doc__ or "").strip().partition("\n\n")[0].endswith((".", ":"))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_documents_itself(name):
+    block = BLOCKS[name]
+    for section in ("Shape:", "Args:", "Raises:", "Source:", f">>> {name}("):
+        assert section in block.__doc__, f"the docstring has no {section}"
+    for argument in inspect.signature(block).parameters:
+        assert re.search(rf"^ +{argument}\b.*:", block.__doc__, re.MULTILINE), f"the docstring is silent on {argument}"
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_keeps_the_form(name):
+    block = BLOCKS[name]
+    arguments = list(inspect.signature(block).parameters.values())
+    assert len(arguments) <= 8
+    assert all(argument.kind is inspect.Parameter.KEYWORD_ONLY for argument in arguments[2:])
+    assert len(inspect.getsource(block.forward).splitlines()) <= 25
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_has_a_contract_row(name):
+    assert name in CONTRACTS
+
+
+@pytest.mark.parametrize("name", [*BLOCKS, *NET_CLASSES, *KERNEL_OPS])
+def test_a_name_has_a_readme_row_a_test_and_a_benchmark(name):
+    assert re.search(rf"^\| `{name}`", README, re.MULTILINE), "README.md has no row for it"
+    assert re.search(rf"\b{name}\b", TEST_TEXT), "no test names it"
+    assert name in WITHOUT_BENCHMARK or re.search(rf"\b{name}\b", BENCHMARK_TEXT), "no benchmark names it"
+
+
+@pytest.mark.parametrize("name", NET_CLASSES)
+def test_a_net_documents_itself_and_keeps_the_form(name):
+    net = NET_CLASSES[name]
+    for section in ("Shape:", "Args:", "Raises:", "Source:", f">>> {name}("):
+        assert section in net.__doc__, f"the docstring has no {section}"
+    assert len(inspect.getsource(net.forward).splitlines()) <= 20
+    assert any(key.startswith(name) for key in NETS), "no property test builds it"
+
+
+@pytest.mark.parametrize("name", nets.list_models())
+def test_a_registered_net_has_a_readme_row(name):
+    assert f"`{name}`" in README
+
+
+def test_every_allowance_is_needed():
+    known = {*BLOCKS, *NET_CLASSES, *KERNEL_OPS}
+    assert set(WITHOUT_BENCHMARK) <= known
+    assert set(CONTRACTS) == set(BLOCKS)
+
+
+@pytest.mark.parametrize("folder", KERNEL_FOLDERS, ids=lambda folder: folder.name)
+def test_a_kernel_folder_has_the_usual_files(folder):
+    files = {file.name for file in folder.glob("*.py")}
+    assert files >= KERNEL_FILES
+    assert all(FURTHER_KERNEL_FILES.fullmatch(name) for name in files - KERNEL_FILES)
+    assert len((folder / "reference.py").read_text().splitlines()) <= 60
+    assert [kernel for kernel in kernels.KERNELS if kernel.name == folder.name], "kernels.KERNELS has no such kernel"
+
+
+# What every file keeps
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_file_keeps_the_form(name):
+    tree = TREES[name]
+    fused = Path(name).name.startswith("fused")
+    assert len((ROOT / name).read_text().splitlines()) < (400 if fused else 300)
+    for function in functions(tree):
+        length = function.end_lineno - function.lineno + 1 - docstring_lines(function)
+        assert length < (120 if fused and is_jit(function) else 60), f"{function.name} has {length} lines"
+        if function.name == "forward":
+            every = [*function.args.args[1:], *function.args.kwonlyargs]
+            assert all([function.returns, *(a.annotation for a in every)]), "forward is not fully typed"
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)], "package code asserts"
+    assert not re.search(r"utils|common|helpers|misc", Path(name).stem)
+    text = (ROOT / name).read_text()
+    assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", text)
+    assert "torch.compiler.disable" not in text
+    assert "weights_only=False" not in text
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_file_imports_only_what_its_room_may(name):
+    room = Path(name).parts[0]
+    outside = imported(TREES[name]) - set(sys.stdlib_module_names)
+    assert "claritycore" not in outside, "use a relative import"
+    if room in ALLOWED:
+        fused = room == "kernels" and Path(name).name.startswith("fused")
+        assert outside <= ALLOWED[room] | ({"triton"} if fused else set())
+    else:
+        assert "triton" not in outside
+
+
+def test_the_packages_are_listed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    inits = [file.parent.relative_to(ROOT) for file in ROOT.rglob("__init__.py") if ".venv" not in file.parts]
+    assert sorted(listed) == sorted(".".join(["claritycore", *folder.parts]) for folder in inits)
+    assert {file.parent.name for file in ROOT.glob("*/__init__.py")} == set(ROOMS)
+
+
+def test_importing_the_blocks_loads_nothing_optional():
+    code = "import sys, claritycore.blocks; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not LOADED_BY_BLOCKS & set(loaded)
+
+
+@pytest.mark.parametrize("module", ["claritycore.blocks", "claritycore.nets", "claritycore.cli"])
+def test_imports_without_what_is_optional(module):
+    blocked = ["triton", "torchvision", "fvcore", "matplotlib", "skimage", "scipy", "cv2"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import {module}"
+    subprocess.run([sys.executable, "-c", code], check=True)
