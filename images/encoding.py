@@ -51,7 +51,7 @@ def _tiff(samples: np.ndarray, picture: Picture, quality: int | None) -> bytes:
         file,
         _squeezed(samples),
         photometric="minisblack" if samples.shape[2] < 3 else "rgb",
-        planarconfig="contig" if samples.shape[2] > 1 else None,
+        planarconfig="contig",
         extrasamples=None if picture.alpha is None else ["unassalpha"],
         compression="zlib",
         predictor=True,

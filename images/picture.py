@@ -30,7 +30,7 @@ class Picture:
     Raises:
         TypeError: if ``pixels`` or ``alpha`` is not a floating-point tensor.
         ValueError: if a shape or the depth is another, alpha has another size than the pixels, or ``icc`` is not a
-            profile of pixels with so many channels (a grey one does not describe RGB), or ``exif`` does not begin as EXIF.
+            profile of pixels with so many channels (a grey one does not describe RGB), or ``exif`` is no EXIF.
 
     Source: the image files of PNG (ISO/IEC 15948) and TIFF 6.0, as far as restoration needs them.
 

@@ -2,8 +2,11 @@
 
 import os
 
+import pytest
 import torch
 from hypothesis import settings
+
+from claritycore.nets import registry
 
 # Without a CUDA device Triton kernels are interpreted; triton reads this when a kernel is defined.
 if not torch.cuda.is_available():
@@ -14,3 +17,9 @@ torch.set_num_threads(1)
 settings.register_profile("committed", deadline=None, derandomize=True, max_examples=25)
 settings.register_profile("nightly", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "committed"))
+
+
+@pytest.fixture(autouse=True)
+def registrations_end_with_the_test(monkeypatch):
+    for name in ("_NETS", "_PRESETS"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))

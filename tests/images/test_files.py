@@ -3,6 +3,7 @@
 import io
 import struct
 import tempfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,13 +135,13 @@ def test_profile_and_exif_travel(
     write_image(path, picture)
     again = read_image(path)
     assert again.icc == (None if suffix == ".webp" and channels == 1 else icc)
-    assert suffix == ".tif" or again.exif == picture.exif
-    write_image(tmp_path / f"again{suffix}", again)
-    assert read_image(tmp_path / f"again{suffix}").exif == again.exif
+    if suffix == ".tif":  # has no place for EXIF here
+        assert again.exif is None
+        return
+    assert again.exif == picture.exif
     assert_all_directories(loaded(again.exif))
-    if channels == 3 or suffix != ".tif":  # Pillow opens no grey TIFF with alpha at 16 bits
-        with Image.open(path) as image:
-            assert_all_directories(image.getexif())
+    with Image.open(path) as image:
+        assert_all_directories(image.getexif())
 
 
 def assert_all_directories(exif):
@@ -157,41 +158,32 @@ def loaded(block):
     return exif
 
 
-def test_other_programs_find_profile_and_exif_in_16_bits(tmp_path, rgb_profile, make_exif, random_picture):
-    picture = random_picture(3, 9, 7, depth=16, icc=rgb_profile, exif=make_exif())
+@pytest.mark.parametrize("depth", [8, 16])
+def test_other_programs_find_profile_and_exif(tmp_path, depth, rgb_profile, make_exif, random_picture):
+    picture = random_picture(3, 9, 7, depth=depth, icc=rgb_profile, exif=make_exif())
     write_image(tmp_path / "a.png", picture)
     write_image(tmp_path / "a.tif", picture)
     for name in ("a.png", "a.tif"):
         with Image.open(tmp_path / name) as image:
             image.load()
             assert image.info["icc_profile"] == rgb_profile
-            assert image.getexif()[0x010F] == "Camera maker"
+            assert name == "a.tif" or image.getexif()[0x010F] == "Camera maker"
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
-        assert file.pages.first.tags.valueof(34665)["LensModel"] == "A lens"
-        assert file.pages.first.tags.valueof(34675) == rgb_profile
-
-
-@pytest.mark.parametrize("byteorder", ["<", ">"])
-def test_exif_of_a_tiff_goes_into_a_png_and_back(tmp_path, byteorder):
-    samples = np.arange(24, dtype=np.uint16).reshape(2, 4, 3)
-    tifffile.imwrite(
-        tmp_path / "a.tif",
-        samples,
-        photometric="rgb",
-        byteorder=byteorder,
-        description="A view",
-        software="A camera",
-        metadata=None,
-    )
-    picture = read_image(tmp_path / "a.tif")
-    write_image(tmp_path / "a.png", picture)
-    write_image(tmp_path / "b.tif", read_image(tmp_path / "a.png"))
-    np.testing.assert_array_equal(oracle(tmp_path / "b.tif"), samples)
-    with tifffile.TiffFile(tmp_path / "b.tif") as file:
-        assert file.byteorder == byteorder
-        assert file.pages.first.tags.valueof(270) == "A view"
-        assert file.pages.first.tags.valueof(305) == "A camera"
         assert len(file.pages) == 1
+        tags = {tag.code: tag.value for tag in file.pages.first.tags}
+        assert tags[34675] == rgb_profile
+        assert not {270, 305, 306} & set(tags)  # nothing is told of the picture that it did not say itself
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_exif_after_the_pixels_of_a_png(tmp_path, depth, make_exif, random_picture, integers):
+    write_image(tmp_path / "a.png", random_picture(3, 4, 5, depth=depth))
+    data, exif = (tmp_path / "a.png").read_bytes(), make_exif(6)
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    (tmp_path / "b.png").write_bytes(data[:-12] + chunk + data[-12:])  # before IEND
+    picture = read_image(tmp_path / "b.png")
+    np.testing.assert_array_equal(integers(picture), np.rot90(integers(read_image(tmp_path / "a.png")), -1))
+    assert_all_directories(loaded(picture.exif))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -205,8 +197,12 @@ def test_orientation_is_applied_and_reset(tmp_path, suffix, orientation, make_ex
     with Image.open(path) as stored:
         expected = np.asarray(ImageOps.exif_transpose(stored))
     np.testing.assert_array_equal(integers(picture), expected)
-    assert loaded(picture.exif)[0x0112] == 1
-    assert loaded(picture.exif)[0x010F] == "Camera maker"
+    if suffix == ".tif":
+        assert picture.exif is None
+    else:
+        assert loaded(picture.exif)[0x0112] == 1
+        assert_all_directories(loaded(picture.exif))
+        assert orientation > 1 or picture.exif == make_exif(1)  # to the byte
     write_image(tmp_path / f"upright{suffix}", picture)
     np.testing.assert_array_equal(integers(read_image(tmp_path / f"upright{suffix}")).shape, expected.shape)
 
@@ -214,8 +210,10 @@ def test_orientation_is_applied_and_reset(tmp_path, suffix, orientation, make_ex
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_16_bits_and_of_palettes(tmp_path, orientation, make_exif, random_picture, integers):
     deep = random_picture(3, 6, 9, depth=16, exif=make_exif(orientation))
+    write_image(tmp_path / "a.png", deep)  # the block is written as it is given
+    turns = [(0x0112, 3, 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "a.tif", integers(deep).astype(np.uint16), photometric="rgb", extratags=turns)
     for name in ("a.png", "a.tif"):
-        write_image(tmp_path / name, deep)  # the block is written as it is given
         turned = ImageOps.exif_transpose(image_of(integers(deep)[..., 0], orientation))
         np.testing.assert_array_equal(integers(read_image(tmp_path / name))[..., 0], np.asarray(turned))
     grey = integers(random_picture(1, 6, 9))[..., 0]
@@ -234,15 +232,14 @@ def image_of(samples, orientation):
     return image
 
 
-def test_a_directory_that_names_itself_is_copied_once(tmp_path, random_picture):
-    write_image(tmp_path / "a.tif", random_picture(1, 2, 3))
-    data = bytearray((tmp_path / "a.tif").read_bytes())
-    (start,) = struct.unpack_from("<I", data, 4)
-    (count,) = struct.unpack_from("<H", data, start)
-    table = data[start + 2 : start + 2 + 12 * count] + struct.pack("<HHII", 0x8769, 4, 1, len(data))
-    struct.pack_into("<I", data, 4, len(data))
-    (tmp_path / "b.tif").write_bytes(data + struct.pack("<H", count + 1) + table + bytes(4))
-    assert_same(replace(read_image(tmp_path / "b.tif"), exif=None), read_image(tmp_path / "a.tif"))
+@pytest.mark.parametrize("suffix", [*LOSSLESS, ".jpg"])
+def test_damaged_exif_does_not_stop_a_picture_from_being_written(tmp_path, suffix, random_picture):
+    picture = random_picture(3, 4, 5)
+    for block in (b"II*\0", b"II*\0\xff\xff\xff\xff"):
+        write_image(tmp_path / f"a{suffix}", replace(picture, exif=block), overwrite=True)
+        again = read_image(tmp_path / f"a{suffix}")
+        assert again.exif is None
+        assert suffix == ".jpg" or torch.equal(again.pixels, picture.pixels)
 
 
 def test_restoring_colour_and_alpha_and_writing_the_same_kind(tmp_path, rgb_profile, make_exif, random_picture):

@@ -156,13 +156,36 @@ def test_a_profile_that_does_not_describe_the_pixels_is_dropped(tmp_path, photo,
         assert read_image(tmp_path / "a.tif").icc is None
 
 
-def test_exif_that_cannot_be_parsed_is_dropped(tmp_path):
-    image = Image.new("L", (3, 2))
-    for block in (b"II*\0\xff\xff\0\0", b"nonsense", b""):
-        image.save(tmp_path / "a.webp", exif=block)
-        picture = read_image(tmp_path / "a.webp")
+def save_with_exif(path, depth, block):
+    """A black picture of 3 x 2 pixels."""
+    if depth == 16:
+        path.write_bytes(make_png(3, 2, 16, 2, bytes(2 * 19), (b"eXIf", block)))
+    else:
+        Image.new("RGB", (3, 2)).save(path, exif=b"Exif\0\0" + block)
+
+
+@pytest.mark.parametrize(("suffix", "depth"), [(".png", 8), (".png", 16), (".jpg", 8), (".webp", 8)])
+def test_damaged_exif_is_dropped(tmp_path, suffix, depth, make_exif):
+    path = tmp_path / f"a{suffix}"
+    cut = [make_exif(1)[:length] for length in (4, 9, 40, 70)]
+    # A directory out of the block, no EXIF at all, the mark of a BigTIFF, and blocks cut short.
+    for block in (b"II*\0\xff\xff\0\0", b"nonsense", b"", b"II+\0\x08\0\0\0" + bytes(12), *cut):
+        save_with_exif(path, depth, block)
+        picture = read_image(path)
         assert picture.exif is None
         assert picture.pixels.shape == (1, 3, 2, 3)
+    save_with_exif(path, depth, make_exif(6)[:-8])  # only the last value is cut: the picture is turned all the same
+    picture = read_image(path)
+    assert picture.exif is None
+    assert picture.pixels.shape == (1, 3, 3, 2)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_an_orientation_that_there_is_not_is_taken_as_upright(tmp_path, depth):
+    for kind, value in ((3, b"\0\0"), (3, b"\x09\0"), (2, b"six\0")):
+        block = b"II*\0" + struct.pack("<IHHHI4sI", 8, 1, 0x0112, kind, 4 if kind == 2 else 1, value, 0)
+        save_with_exif(tmp_path / "a.png", depth, block)
+        assert read_image(tmp_path / "a.png").pixels.shape == (1, 3, 2, 3)
 
 
 def test_the_content_decides_not_the_name(tmp_path, integers):

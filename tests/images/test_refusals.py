@@ -200,8 +200,6 @@ def test_writing_refuses_what_the_encoder_cannot_hold(tmp_path):
         write_image(tmp_path / "a.webp", Picture(torch.zeros(1, 1, 1, 16384)))
     with pytest.raises(ValueError, match=r"a\.jpg cannot be written as JPEG: "):
         write_image(tmp_path / "a.jpg", Picture(torch.zeros(1, 1, 1, 2), exif=b"II*\0" + bytes(70_000)))
-    with pytest.raises(ValueError, match=r"a\.tif cannot be written as TIFF: an EXIF directory leaves its block"):
-        write_image(tmp_path / "a.tif", Picture(torch.zeros(1, 1, 1, 2), exif=b"II*\0\xff\xff\xff\xff"))
     assert not list(tmp_path.iterdir())
 
 

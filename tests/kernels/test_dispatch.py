@@ -37,7 +37,7 @@ def test_the_interpreter_is_never_taken_unasked(monkeypatch):
 
 def test_a_named_backend_that_cannot_run_says_why(monkeypatch):
     pytest.importorskip("triton")
-    with pytest.raises(NotImplementedError, match="some_op cannot run with backend='triton': its tensors are on cpu; Triton"):
+    with pytest.raises(NotImplementedError, match="some_op cannot run with backend='triton': its tensors are on cpu"):
         KERNEL.choose("triton", CPU)
     with pytest.raises(NotImplementedError, match="plain_op cannot run with backend='triton': it has no Triton form"):
         Kernel("plain_op", ("reference",)).choose("triton", CPU)
