@@ -3,5 +3,15 @@
 from .norm import LayerNorm2d, RMSNorm2d
 from .resample import BicubicUp, PixelShuffleUp
 from .rrdb import RRDB, ResidualDenseBlock
+from .selective_scan import SelectiveScan2d, SSMGlobalMixer
 
-__all__ = ["RRDB", "BicubicUp", "LayerNorm2d", "PixelShuffleUp", "RMSNorm2d", "ResidualDenseBlock"]
+__all__ = [
+    "RRDB",
+    "BicubicUp",
+    "LayerNorm2d",
+    "PixelShuffleUp",
+    "RMSNorm2d",
+    "ResidualDenseBlock",
+    "SSMGlobalMixer",
+    "SelectiveScan2d",
+]

@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 
+from ..kernels.selective_scan import selective_scan_flops
+from ..kernels.selective_scan_2d import selective_scan_2d_flops
+
 Shape = tuple[int, ...]
 # Flops of one call from the shapes of its tensors, as torch.utils.flop_counter calls it; a product and a sum are two.
 Formula = Callable[..., int]
@@ -29,24 +32,46 @@ def bicubic_flops(*_: Any, out_shape: Shape, **__: Any) -> int:
     return 32 * torch.Size(out_shape).numel()
 
 
+def scan_flops(u: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::selective_scan`: 9 flops for each state and step, by the convention of VMamba."""
+    batch, channels, length = u
+    return selective_scan_flops(batch, channels, length, A[1])
+
+
+def scan_2d_flops(x: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::selective_scan_2d`: the same for each direction."""
+    batch, height, width, channels = x
+    return selective_scan_2d_flops(batch, height, width, channels, A[2], directions=A[0])
+
+
 def flop_formulas() -> dict[Any, Formula]:
-    """The table, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`."""
+    """The table, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`.
+
+    >>> flop_formulas()[torch.ops.aten.upsample_bicubic2d](out_shape=(1, 3, 8, 8))
+    6144
+    """
     aten = torch.ops.aten
     return {
         aten.scaled_dot_product_attention: attention_flops,
         aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
         aten.upsample_bilinear2d: bilinear_flops,
         aten.upsample_bicubic2d: bicubic_flops,
+        torch.ops.claritycore.selective_scan: scan_flops,
+        torch.ops.claritycore.selective_scan_2d: scan_2d_flops,
     }
 
 
 def fvcore_handles() -> dict[str, Callable[[Iterable[Any], Iterable[Any]], int]]:
-    """The same table for fvcore: `FlopCountAnalysis(...).set_op_handle(**fvcore_handles())` counts multiply-adds."""
+    """The same table for fvcore: `FlopCountAnalysis(...).set_op_handle(**fvcore_handles())` counts multiply-adds.
+
+    >>> "aten::upsample_bicubic2d" in fvcore_handles()
+    True
+    """
 
     def handle(formula: Formula) -> Callable[[Iterable[Any], Iterable[Any]], int]:
         def count(inputs: Iterable[Any], outputs: Iterable[Any]) -> int:
             shapes = [value.type().sizes() if value.type().kind() == "TensorType" else None for value in inputs]
-            (out_shape,) = [tuple(value.type().sizes()) for value in outputs]
+            out_shape = tuple(next(iter(outputs)).type().sizes())
             return formula(*shapes, out_shape=out_shape) // 2
 
         return count

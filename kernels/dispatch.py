@@ -21,10 +21,24 @@ class Kernel:
         name: the public name of the op.
         backends: the forms that exist, of "triton", "torch" and "reference". Where "torch" is missing the reference
             is already fast, and takes its place.
+
+    >>> Kernel("some_op").choose("torch", torch.empty(0))
+    'torch'
     """
 
     name: str
     backends: tuple[Backend, ...] = ("triton", "torch", "reference")
+
+    def explain(self, device: torch.device) -> tuple[str, str]:
+        """Say which form a call with backend="auto" takes on `device`, and why."""
+        wanted, obstacle = os.environ.get(VARIABLE, "auto"), self.obstacle("triton", device)
+        try:
+            chosen = self.choose("auto", torch.empty(0, device=device))
+        except (ValueError, NotImplementedError) as error:
+            return "none", str(error)
+        if wanted != "auto":
+            return chosen, f"{VARIABLE} asks for {wanted}"
+        return chosen, obstacle if chosen != "triton" else "Triton can run"
 
     def choose(self, backend: Backend, tensor: Tensor) -> Backend:
         """Resolve `backend` for a call whose tensors lie where `tensor` lies.
@@ -58,7 +72,7 @@ class Kernel:
             return "triton is not installed (torch's CUDA and ROCm wheels bring it)"
         if device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
             return ""
-        return f"its tensors are on {device.type}; Triton needs CUDA tensors, or TRITON_INTERPRET=1 to try it on a CPU"
+        return f"its tensors are on {device.type}; Triton needs CUDA, or TRITON_INTERPRET=1 to try it on a CPU"
 
     def _plain(self) -> Backend:
         return "torch" if "torch" in self.backends else "reference"

@@ -28,6 +28,7 @@ class Contract:
         out_shape: output shape from input shape.
         channels: numbers of channels it is tried with; one that it was not built for must raise.
         any_channels: it takes whatever channels come.
+        pixels: how many a map must have for every parameter to matter: in a scan over one, nothing decays.
         tile_safe: an output pixel depends on input pixels within `receptive_radius` alone.
     """
 
@@ -35,6 +36,7 @@ class Contract:
     out_shape: Callable[[Shape], Shape] = same
     channels: tuple[int, ...] = (1, 4)
     any_channels: bool = False
+    pixels: int = 1
     tile_safe: bool = True
 
     def make(self, channels: int, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
@@ -54,6 +56,8 @@ CONTRACTS: dict[str, Contract] = {
     "RRDB": Contract(lambda c: blocks.RRDB(c, growth_channels=2)),
     "PixelShuffleUp": Contract(lambda c: blocks.PixelShuffleUp(c, 3, scale_factor=3), upsampled(3, 3)),
     "BicubicUp": Contract(lambda c: blocks.BicubicUp(2), upsampled(2), any_channels=True),
+    "SelectiveScan2d": Contract(lambda c: blocks.SelectiveScan2d(c, d_state=4), tile_safe=False, pixels=2),
+    "SSMGlobalMixer": Contract(lambda c: blocks.SSMGlobalMixer(c, d_state=4, gate=0.5), tile_safe=False, pixels=2),
 }
 
 # The nets at sizes small enough to try every property, for each scale.

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from claritycore.blocks import RRDB, BicubicUp, PixelShuffleUp, ResidualDenseBlock
+from claritycore.blocks import RRDB, BicubicUp, PixelShuffleUp, ResidualDenseBlock, SelectiveScan2d
 from claritycore.deploy import flop_formulas, fvcore_handles, summarize
 from claritycore.nets import RRDBNet, RRDBNetConfig
 
@@ -93,5 +93,19 @@ def test_it_reads_well_and_leaves_the_module_alone():
 
 
 def test_a_refused_shape_raises():
-    with pytest.raises(ValueError, match=r"RRDB|ResidualDenseBlock takes"):
+    with pytest.raises(ValueError, match=r"^RRDB takes"):
         summarize(RRDB(8), (1, 3, 4, 4))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_scans_are_counted_by_both():
+    fvcore = pytest.importorskip("fvcore.nn")
+    block = SelectiveScan2d(8, d_state=4, expand=2, dt_rank=1)
+    pixels, inner, scans = 5 * 7, 16, 4
+    linear = pixels * (8 * 2 * inner + 9 * inner + scans * inner * (1 + 2 * 4) + scans * inner + inner * 8)
+    macs = linear + 9 * scans * pixels * inner * 4 // 2
+    assert summarize(block, (1, 8, 5, 7)).macs == macs
+    analysis = fvcore.FlopCountAnalysis(block.eval(), torch.randn(1, 8, 5, 7))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    by_op = analysis.set_op_handle(**fvcore_handles()).by_operator()
+    assert by_op["selective_scan_2d"] == 9 * scans * pixels * inner * 4 // 2

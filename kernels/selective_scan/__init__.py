@@ -1,0 +1,13 @@
+"""Selective scan (S6): the recurrence of Mamba, forward and backward."""
+
+from .op import KERNEL, selective_scan, selective_scan_bytes, selective_scan_exponentials, selective_scan_flops
+from .reference import selective_scan_reference
+
+__all__ = [
+    "KERNEL",
+    "selective_scan",
+    "selective_scan_bytes",
+    "selective_scan_exponentials",
+    "selective_scan_flops",
+    "selective_scan_reference",
+]

@@ -1,0 +1,60 @@
+"""What holds of every scan's operands, whatever computes it: what they may be, and what torch's modes make of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+
+def check_tensors(named: Mapping[str, Tensor], first: str) -> None:
+    """Raise unless all are real, floating-point and on the device of the `first`."""
+    for name, value in named.items():
+        if value.is_complex():
+            raise TypeError(f"{name} must be real, got {value.dtype}: this scan has no complex state")
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be floating-point, got {value.dtype}")
+        check_device(name, value, first, named[first])
+
+
+def check_device(name: str, value: Tensor, first: str, other: Tensor) -> None:
+    """Raise unless two tensors share a device."""
+    if value.device != other.device:
+        raise ValueError(f"{name} must be on the device of {first}, {other.device}, got {value.device}")
+
+
+def register_autocast(name: str, op: Callable[..., Any], operands: Sequence[str], over_time: Sequence[str]) -> None:
+    """Cast what varies over time to the dtype of autocast; parameters and states stay as they are, as does float64.
+
+    Args:
+        name: the qualified name of the op.
+        op: the op itself.
+        operands: the names of its first arguments.
+        over_time: which of them may be cast; one of two axes is constant, and is not.
+    """
+
+    def narrow(name: str, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if x is None or name not in over_time or x.ndim <= 2 or x.dtype == torch.float64:
+            return x
+        return x.to(dtype)
+
+    def register(device_type: str, key: str) -> None:
+        @torch.library.impl(name, key)
+        def _(*inputs: Any) -> Any:
+            dtype = torch.get_autocast_dtype(device_type)
+            count = len(operands)
+            cast = [narrow(name, x, dtype) for name, x in zip(operands, inputs[:count], strict=True)]
+            with torch.autocast(device_type, enabled=False):
+                return op(*cast, *inputs[count:])
+
+    register("cpu", "AutocastCPU")
+    register("cuda", "AutocastCUDA")
+
+
+def refuse_second_derivative(name: str) -> Callable[..., NoReturn]:
+    """Make the autograd rule of a backward op that has no gradient of its own."""
+
+    def refuse(ctx: Any, *_: Any) -> NoReturn:
+        raise RuntimeError(f'{name} can be differentiated twice only with backend="reference"')
+
+    return refuse

@@ -1,0 +1,115 @@
+"""ONNX of the kernels and of the blocks on them, run by onnxruntime at sizes other than the exported one."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from claritycore.blocks import SelectiveScan2d, SSMGlobalMixer
+from claritycore.deploy.onnx_ops import to_onnx
+from claritycore.kernels import selective_scan, selective_scan_2d
+from tests.strategies import normal
+
+DYNAMIC = torch.export.Dim.DYNAMIC
+
+# What the exporter says that no caller can help: optional packages that are not there, and torch's own deprecations.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+def run(program: torch.onnx.ONNXProgram, arguments) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    feeds = {node.name: x.numpy() for node, x in zip(session.get_inputs(), arguments, strict=True)}
+    return session.run(None, feeds)
+
+
+def check(module: nn.Module, make, sizes, dynamic_shapes) -> None:
+    """Export at the first size; compare with eager at all of them."""
+    program = to_onnx(module.eval(), make(sizes[0]), dynamic_shapes=dynamic_shapes)
+    for size in sizes:
+        arguments = make(size)
+        with torch.no_grad():
+            expected = module(*arguments)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        for actual, wanted in zip(run(program, arguments), expected, strict=True):
+            np.testing.assert_allclose(actual, wanted.numpy(), rtol=1e-5, atol=1e-5)
+
+
+class Scan(nn.Module):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, u, delta, A, B, C, D, z, delta_bias, initial_state):
+        return selective_scan(
+            *(u, delta, A, B, C, D, z, delta_bias, True, True), initial_state=initial_state, **self.options
+        )
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("projections", ["grouped", "ungrouped", "B constant"])
+def test_the_scan_at_other_lengths(reverse, projections):
+    def make(length):
+        over_time = {
+            "grouped": [normal((2, 3, 4, length), seed=2), normal((2, 3, 4, length), seed=3)],
+            "ungrouped": [normal((2, 4, length), seed=2), normal((2, 4, length), seed=3)],
+            "B constant": [normal((6, 4), seed=2), normal((2, 3, 4, length), seed=3)],
+        }[projections]
+        u, delta, z = (normal((2, 6, length), seed=seed) for seed in (0, 1, 4))
+        return u, delta, -normal((6, 4)).abs(), *over_time, normal((6,)), z, normal((6,)), normal((2, 6, 4))
+
+    lengths = tuple({x.ndim - 1: DYNAMIC} if x.shape[-1] == 11 else {} for x in make(11))
+    check(Scan(reverse=reverse), make, [11, 1, 30], lengths)
+
+
+class Scan2d(nn.Module):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, x, delta, A, B, C, D, delta_bias, order=None):
+        return selective_scan_2d(x, delta, A, B, C, D, delta_bias=delta_bias, order=order, **self.options)
+
+
+def images(directions: int):
+    def make(size):
+        height, width = size
+        x, delta = normal((2, height, width, 3)), normal((2, directions, height, width, 3), seed=1)
+        B, C = (normal((2, directions, height, width, 4), seed=seed) for seed in (2, 3))
+        return x, delta, -normal((directions, 3, 4)).abs(), B, C, normal((directions, 3)), normal((directions, 3))
+
+    return make
+
+
+SIDES = {1: DYNAMIC, 2: DYNAMIC}
+SIDES_OF_EACH = {2: DYNAMIC, 3: DYNAMIC}
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize(
+    "directions", [("row",), ("column_reversed", "row"), ("row", "column", "row_reversed", "column_reversed")]
+)
+def test_the_scan_over_images_at_other_sizes(directions, merge):
+    shapes = (SIDES, SIDES_OF_EACH, {}, SIDES_OF_EACH, SIDES_OF_EACH, {}, {})
+    module = Scan2d(directions=directions, merge=merge, delta_softplus=True)
+    check(module, images(len(directions)), [(5, 7), (3, 2), (8, 9)], shapes)
+
+
+def test_the_scan_over_images_in_an_order_of_its_own():
+    def make(size):
+        orders = [torch.randperm(size[0] * size[1], generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+        return *images(2)(size), torch.stack(orders)
+
+    check(Scan2d(directions=("row", "row_reversed"), delta_softplus=True), make, [(4, 6)], None)
+
+
+@pytest.mark.parametrize("block", [SelectiveScan2d(8, d_state=4), SSMGlobalMixer(8, d_state=4, gate=1.0)])
+def test_the_blocks_at_other_sizes(block):
+    torch.manual_seed(0)
+    sides = ({2: DYNAMIC, 3: DYNAMIC},)
+    check(block, lambda size: (normal((1, 8, *size)),), [(5, 7), (8, 3), (12, 12)], sides)
+
+
+def test_training_mode_is_refused():
+    with pytest.raises(ValueError, match="SelectiveScan2d must be in eval mode to be exported"):
+        to_onnx(SelectiveScan2d(4), (normal((1, 4, 3, 3)),))
