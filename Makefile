@@ -23,10 +23,12 @@ lint: $(READY)
 benchmark: $(READY)
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
-# torch first and exactly: whatever comes later finds it there and brings no other build of it.
+# torch first and exactly: whatever comes later finds it there and brings no other build of it. Its CUDA builds bring
+# the triton that fits them; its CPU build brings none, and 3.6.0 runs our kernels in its interpreter.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -c 'import triton' 2>/dev/null || [ "$$(uname -s)" != Linux ] || $(BIN)/pip install --quiet triton==3.6.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 

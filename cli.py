@@ -1,6 +1,9 @@
 """The command line: parses arguments and calls one function a verb."""
 
+import contextlib
 import inspect
+import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, field, make_dataclass
@@ -9,7 +12,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from . import blocks
+from . import __version__, blocks
 from .deploy import diagnose, summarize
 from .nets import AutoConfig, AutoModel, BaseConfig, list_models
 from .nets.registry import nearest
@@ -21,13 +24,13 @@ BLOCK_CHANNELS, BLOCK_SIDE = 64, 64
 
 def doctor(arguments: Sequence[str]) -> None:
     """Say what this machine can run, and which form each kernel takes on it."""
-    tyro.cli(_no_options, prog="claritycore doctor", description=doctor.__doc__, args=arguments)
+    _parse(_no_options, "doctor", arguments)
     print(diagnose())
 
 
 def list_names(arguments: Sequence[str]) -> None:
     """List the blocks and the nets, a line each."""
-    tyro.cli(_no_options, prog="claritycore list", description=list_names.__doc__, args=arguments)
+    _parse(_no_options, "list", arguments)
     print("blocks")
     for name in blocks.__all__:
         print(f"  {name:<22}{_first_line(getattr(blocks, name))}")
@@ -49,15 +52,19 @@ def summary(arguments: Sequence[str]) -> None:
     if name not in known:
         raise ValueError(f"there is no block or net {name!r}{nearest(name, known)}")
     default = AutoConfig.from_name(name) if name in list_models() else None
-    target, height, width = _parse_target(name, rest, default)
+    target, *size = _parse_target(name, rest, default)
     if isinstance(target, BaseConfig):
         channels, scale = getattr(target, "in_channels", 3), getattr(target, "scale", 1)
-        height, width = height or REPORTED_HEIGHT // scale, width or REPORTED_WIDTH // scale
+        default_size = REPORTED_HEIGHT // scale, REPORTED_WIDTH // scale
         with torch.device("meta"):
             target = AutoModel.from_config(target)
     else:
-        channels = getattr(target, "in_channels", getattr(target, "channels", 3))
-    print(summarize(target, (1, channels, height or BLOCK_SIDE, width or BLOCK_SIDE)))
+        channels, default_size = (
+            getattr(target, "in_channels", getattr(target, "channels", 3)),
+            (BLOCK_SIDE, BLOCK_SIDE),
+        )
+    height, width = (given or default for given, default in zip(size, default_size, strict=True))
+    print(summarize(target, (1, channels, height, width)))
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {"doctor": doctor, "list": list_names, "summary": summary}
@@ -66,6 +73,9 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {"doctor": doctor, "list": l
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the status is 2 after bad input, with one line on stderr that says what to do."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "--version":
+        print(__version__)
+        return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: claritycore VERB [options]\n")
         for verb, function in VERBS.items():
@@ -101,8 +111,29 @@ def _parse_target(
         ],
         kw_only=True,
     )
-    parsed = tyro.cli(options, prog=f"claritycore summary {name}", description=summary.__doc__, args=arguments)
+    parsed = _parse(options, f"summary {name}", arguments)
+    for side in ("height", "width"):
+        given = getattr(parsed, side)
+        if given is not None and given < 1:
+            raise ValueError(f"--{side} must be at least 1, got {given}")
     return parsed.target, parsed.height, parsed.width
+
+
+def _parse(options: Callable[..., Any], verb: str, arguments: Sequence[str]) -> Any:
+    """Read the options of a verb; what tyro says of bad ones comes as one line."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            description = VERBS[verb.partition(" ")[0]].__doc__
+            return tyro.cli(options, prog=f"claritycore {verb}", description=description, args=arguments)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        unframed = re.sub(r"[╭╮╰╯─+]|-{3,}|^ *[│|]|[│|] *$", " ", told.getvalue(), flags=re.MULTILINE)
+        message = " ".join(unframed.split("For full helptext")[0].split())
+        message = re.sub(r"^((Value|Parsing) error|(Unrecognized|Required) options(?= \w)) ?", "", message)
+        message = message.replace("Error parsing target: ", "")
+        raise ValueError(f"{message}; see claritycore {verb} --help") from None
 
 
 def _no_options() -> None:

@@ -4,14 +4,17 @@ from torch import Tensor, nn
 
 
 def check_positive(**values: int) -> None:
-    """Raise ValueError for the first value below 1, naming it."""
+    """Raise ValueError for the first value that is no integer of at least 1, naming it."""
     for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
-def check_feature_map(x: Tensor, channels: int, block: nn.Module) -> None:
-    """Raise ValueError unless `x` is a feature map (B, channels, H, W) with H, W >= 1."""
-    if x.ndim != 4 or x.shape[1] != channels:
-        name = type(block).__name__
-        raise ValueError(f"{name} takes (B, C, H, W) with C = {channels} channels, got shape {tuple(x.shape)}")
+def check_feature_map(x: Tensor, channels: int | None, block: nn.Module) -> None:
+    """Raise unless `x` is a floating-point feature map (B, channels, H, W) with H, W >= 1; None takes any channels."""
+    name = type(block).__name__
+    if not x.is_floating_point():
+        raise TypeError(f"{name} takes floating-point feature maps, got {x.dtype}")
+    if x.ndim != 4 or x.shape[1] != (x.shape[1] if channels is None else channels) or 0 in x.shape[2:]:
+        wanted = "any C" if channels is None else f"C = {channels} channels"
+        raise ValueError(f"{name} takes (B, C, H, W) with {wanted} and H, W >= 1, got shape {tuple(x.shape)}")

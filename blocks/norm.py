@@ -49,11 +49,8 @@ class LayerNorm2d(nn.Module):
             weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
             y = F.layer_norm(wide.permute(0, 2, 3, 1), (self.channels,), weight, bias, self.eps)
             return y.permute(0, 3, 1, 2).to(x.dtype)
-        # Planes apart: the mean of squares is taken after the mean is gone, which is exact and 4 to 6 times faster
-        # on a CPU than var_mean along an inner dimension.
-        centred = wide - wide.mean(dim=1, keepdim=True)
-        scale = torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + self.eps)
-        return torch.addcmul(self.bias[:, None, None], centred * scale, self.weight[:, None, None]).to(x.dtype)
+        y = _normalised_planes(wide, self.eps)
+        return torch.addcmul(self.bias[:, None, None], y, self.weight[:, None, None]).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, eps={self.eps}"
@@ -96,6 +93,9 @@ class RMSNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels, self)
         wide = _at_least_float32(x)
+        if wide.is_contiguous(memory_format=torch.channels_last):
+            y = F.rms_norm(wide.permute(0, 2, 3, 1), (self.channels,), self.weight.to(wide.dtype), self.eps)
+            return y.permute(0, 3, 1, 2).to(x.dtype)
         mean_square = wide.square().mean(dim=1, keepdim=True)
         return (wide * torch.rsqrt(mean_square + self.eps) * self.weight[:, None, None]).to(x.dtype)
 
@@ -105,3 +105,17 @@ class RMSNorm2d(nn.Module):
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _normalised_planes(x: Tensor, eps: float) -> Tensor:
+    """Mean 0 and variance 1 over the channels of maps that hold plane after plane."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # A batch norm over the channels, each pixel a feature of its own: it reads the planes as they lie and keeps no
+        # map but its input for the gradient. On one core a third to three quarters of the time of moving the channels
+        # last and back for F.layer_norm, with or without the gradient.
+        planes = x.transpose(0, 1)
+        y = torch.batch_norm(planes.reshape(x.shape[1], -1), None, None, None, None, True, 0.0, eps, False)
+        return y.view(planes.shape).transpose(0, 1).contiguous()
+    # The mean of squares is taken after the mean is gone: no difference of two large numbers.
+    centred = x - x.mean(dim=1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + eps)

@@ -99,4 +99,5 @@ class RRDB(nn.Module):
         self.rdb3 = ResidualDenseBlock(channels, growth_channels=growth_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels, self)
         return x + RESIDUAL_SCALE * self.rdb3(self.rdb2(self.rdb1(x)))

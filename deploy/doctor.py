@@ -12,7 +12,11 @@ from ..kernels.dispatch import VARIABLE
 
 
 def diagnose() -> str:
-    """Describe the machine and say which backend each kernel would use on it, and why."""
+    """Describe the machine and say which backend each kernel would use on it, and why.
+
+    >>> diagnose().splitlines()[0].startswith("claritycore")
+    True
+    """
     devices = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     lines = [
         f"claritycore  {__version__}",
@@ -26,9 +30,7 @@ def diagnose() -> str:
     ]
     for kernel in KERNELS:
         for kind in ["cpu", *(["cuda"] if devices else [])]:
-            device = torch.device(kind)
-            chosen = kernel.choose("auto", torch.empty(0, device=device))
-            why = kernel.obstacle("triton", device) or "Triton can run"
+            chosen, why = kernel.explain(torch.device(kind))
             lines.append(f"{kernel.name:<28}{kind:<8}{chosen:<12}{why}")
     return "\n".join(lines)
 

@@ -15,8 +15,8 @@ from .flops import flop_formulas
 
 # Operations that move or make data and compute nothing.
 _MOVING = """
-    _to_copy arange cat clone constant_pad_nd copy copy_ detach empty empty_like empty_strided fill_ full full_like
-    gather index index_select lift_fresh new_empty new_full new_zeros nonzero ones ones_like pixel_shuffle
+    _to_copy _unsafe_view arange cat clone constant_pad_nd copy copy_ detach empty empty_like empty_strided fill_ full
+    full_like gather index index_select lift_fresh new_empty new_full new_zeros nonzero ones ones_like pixel_shuffle
     pixel_unshuffle reflection_pad2d repeat replication_pad2d roll scalar_tensor scatter slice_scatter stack
     upsample_nearest2d where zero_ zeros zeros_like
 """
@@ -41,12 +41,21 @@ class Summary:
         name: class of the module.
         input_shape, output_shape: of the call that was counted.
         parameters: number of parameter elements.
-        macs: multiply-adds; half the flops, whatever an operation does.
+        macs: multiply-adds: half the flops, whatever an operation does.
         activations: elements written by convolutions, matrix products and the other counted operations.
         receptive_radius: how far an output pixel looks, in input pixels; None where the module does not say.
         tile_safe: whether that radius is all it sees; None where the module does not say.
         parts: the direct children, in order.
         uncounted: operations that compute something but have no formula, with their number of calls.
+
+    >>> print(summarize(nn.Conv2d(3, 8, 1), (1, 3, 10, 10)))
+    Conv2d: (1, 3, 10, 10) -> (1, 8, 10, 10)
+    part   class   parameters    MACs
+    total  Conv2d          32  0.00 M
+    activations       0.00 M elements
+    receptive radius  not said
+    tiles             not said
+    not counted       nothing
     """
 
     name: str

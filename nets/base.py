@@ -19,6 +19,15 @@ class RestorationNet(nn.Module):
 
     Args:
         config: what the net was made from; it is saved with the weights.
+
+    >>> class Conv(RestorationNet):
+    ...     def __init__(self, config):
+    ...         super().__init__(config)
+    ...         self.conv = nn.Conv2d(3, 3, 3, padding=1)
+    ...     def forward(self, image):
+    ...         return self.conv(image)
+    >>> Conv(BaseConfig())(torch.zeros(1, 3, 4, 4)).shape
+    torch.Size([1, 3, 4, 4])
     """
 
     tile_safe: bool
@@ -47,10 +56,13 @@ class RestorationNet(nn.Module):
 
 
 def check_image(image: Tensor, channels: int, net: nn.Module) -> None:
-    """Raise ValueError unless `image` is (B, channels, H, W)."""
-    if image.ndim != 4 or image.shape[1] != channels:
-        name = type(net).__name__
-        raise ValueError(f"{name} takes images (B, C, H, W) with C = {channels} channels, got {tuple(image.shape)}")
+    """Raise unless `image` is floating point and (B, channels, H, W) with H, W >= 1."""
+    name = type(net).__name__
+    if not image.is_floating_point():
+        raise TypeError(f"{name} takes floating-point images in [0, 1], got {image.dtype}")
+    if image.ndim != 4 or image.shape[1] != channels or 0 in image.shape[2:]:
+        wanted = f"C = {channels} channels and H, W >= 1"
+        raise ValueError(f"{name} takes images (B, C, H, W) with {wanted}, got {tuple(image.shape)}")
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

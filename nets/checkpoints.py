@@ -1,9 +1,8 @@
 """Files of weights that say what they are: safetensors with a description of the net in the metadata."""
 
 import json
-import os
 import pickle
-import tempfile
+import secrets
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,19 +39,21 @@ def write_checkpoint(path: str | PathLike[str], checkpoint: Checkpoint) -> Path:
 
     Returns:
         The path of the file.
+
+    Raises:
+        ValueError: if the path has another suffix.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if path.is_dir() or not path.suffix:
         path = path / DEFAULT_NAME
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} must end in .safetensors, or be a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     description = json.dumps({"model_type": checkpoint.model_type, "config": checkpoint.config})
     state = {key: value.detach().cpu().contiguous() for key, value in checkpoint.state.items()}
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         save_file(state, temporary, metadata={"format": "pt", METADATA_KEY: description})
-        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -81,8 +82,8 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     raise ValueError(f"{path} must end in .safetensors, .pth, .pt or .ckpt")
 
 
-def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | PathLike[str]) -> None:
-    """Load `state` into `model`, strictly, and say in one sentence what does not fit.
+def check_weights(model: nn.Module, state: dict[str, Tensor], source: str | PathLike[str]) -> None:
+    """Compare the names and shapes of `state` with those of `model`, and say in one sentence what does not fit.
 
     Args:
         model: the net.
@@ -101,7 +102,6 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str | PathL
     told = [f"{len(keys)} {what} (first {keys[0]})" for what, keys in complaints.items() if keys]
     if told:
         raise ValueError(f"{source} does not fit {type(model).__name__}: of its tensors {', '.join(told)}")
-    model.load_state_dict(state)
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -130,5 +130,7 @@ def _read_pickle(path: Path) -> Checkpoint:
     except Exception as error:  # a damaged pickle may fail in any way
         raise ValueError(f"{path} is damaged or no torch checkpoint") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} must hold a plain mapping of names to tensors")
+        inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
+        hint = f"; its weights may be under {inner[0]!r}: save that part alone" if inner else ""
+        raise ValueError(f"{path} must hold a plain mapping of names to tensors{hint}")
     return Checkpoint(state)

@@ -13,6 +13,9 @@ class Aux:
     Args:
         losses: scalar losses by name, already weighted.
         statistics: tensors by name; no gradient is needed of them.
+
+    >>> Aux({"balance": torch.tensor(0.5), "z": torch.tensor(0.25)}).total()
+    tensor(0.7500)
     """
 
     losses: dict[str, Tensor] = field(default_factory=dict)
@@ -34,6 +37,9 @@ class RestorationOutput:
     Args:
         image: the restored image (B, C, s H, s W).
         aux: losses and statistics of the net's parts.
+
+    >>> RestorationOutput(torch.zeros(1, 3, 8, 8)).aux.total()
+    tensor(0.)
     """
 
     image: Tensor

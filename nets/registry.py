@@ -4,11 +4,14 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from os import PathLike
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from torch import nn
+import torch
 
-from .checkpoints import load_weights, read_checkpoint
+from .checkpoints import check_weights, read_checkpoint
+
+if TYPE_CHECKING:
+    from .base import RestorationNet
 
 ConfigT = TypeVar("ConfigT", bound="type[BaseConfig]")
 
@@ -18,11 +21,17 @@ class BaseConfig:
 
     It is a plain class, so that frozen and unfrozen dataclasses may both derive from it. A config whose net
     `AutoModel` shall build overrides `build`.
+
+    >>> @dataclass
+    ... class WidthConfig(BaseConfig):
+    ...     width: int = 8
+    >>> WidthConfig().to_dict()
+    {'width': 8}
     """
 
     model_type: str = ""
 
-    def build(self) -> nn.Module:
+    def build(self) -> "RestorationNet":
         """Make the net that this config describes.
 
         Raises:
@@ -93,6 +102,8 @@ def register_presets(presets: Mapping[str, tuple[BaseConfig, Any]]) -> None:
 
     Raises:
         ValueError: if a name is taken already.
+
+    >>> register_presets({"rrdbnetx2-quick": (AutoConfig.from_name("rrdbnet", scale=2), {"steps": 1000})})
     """
     for name, preset in presets.items():
         if name in _PRESETS and _PRESETS[name] != preset:
@@ -101,7 +112,11 @@ def register_presets(presets: Mapping[str, tuple[BaseConfig, Any]]) -> None:
 
 
 class AutoConfig:
-    """Finds configs by name."""
+    """Finds configs by name.
+
+    >>> AutoConfig.from_name("rrdbnet", scale=2).scale
+    2
+    """
 
     @staticmethod
     def from_name(name: str, **overrides: Any) -> BaseConfig:
@@ -124,19 +139,28 @@ class AutoConfig:
 
 
 class AutoModel:
-    """Makes nets from configs and from files."""
+    """Makes nets from configs and from files.
+
+    >>> AutoModel.from_config(AutoConfig.from_name("rrdbnet-lite", num_block=1)).config.num_block
+    1
+    """
 
     @staticmethod
-    def from_config(config: BaseConfig) -> nn.Module:
+    def from_config(config: BaseConfig) -> "RestorationNet":
         """Make the net that `config` describes, with fresh weights.
+
+        Raises:
+            TypeError: if `config` is no config.
 
         >>> type(AutoModel.from_config(AutoConfig.from_name("rrdbnet-lite", num_block=1))).__name__
         'RRDBNet'
         """
+        if not isinstance(config, BaseConfig):
+            raise TypeError(f"config must come from AutoConfig.from_name or derive from BaseConfig, got {config!r}")
         return config.build()
 
     @staticmethod
-    def from_pretrained(path: str | PathLike[str], config: BaseConfig | None = None) -> nn.Module:
+    def from_pretrained(path: str | PathLike[str], config: BaseConfig | None = None) -> "RestorationNet":
         """Make the net that a checkpoint describes and load its weights, strictly.
 
         Args:
@@ -147,16 +171,28 @@ class AutoModel:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is damaged, holds objects that would run code, does not say what it is while
                 `config` is not given, is one of another net than `config`, or does not fit the net.
+
+        >>> import tempfile
+        >>> net = AutoModel.from_config(AutoConfig.from_name("rrdbnet-lite", num_block=1))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = net.save_pretrained(folder)
+        ...     AutoModel.from_pretrained(path).config == net.config
+        True
         """
         checkpoint = read_checkpoint(path)
         if config is None:
             if checkpoint.model_type is None:
                 raise ValueError(f"{path} does not say which net it belongs to; give its config")
-            config = AutoConfig.from_name(checkpoint.model_type, **checkpoint.config)
+            try:
+                config = AutoConfig.from_name(checkpoint.model_type, **checkpoint.config)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path} describes a net that cannot be made: {error}") from error
         elif checkpoint.model_type not in (None, config.model_type):
             raise ValueError(f"{path} is a checkpoint of {checkpoint.model_type}, not of {config.model_type}")
+        with torch.device("meta"):  # a file that does not fit costs no memory
+            check_weights(config.build(), checkpoint.state, path)
         model = config.build()
-        load_weights(model, checkpoint.state, path)
+        model.load_state_dict(checkpoint.state)
         return model
 
 
@@ -166,9 +202,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("rrdbnte", ["rrdbnet", "span"])
     '; did you mean rrdbnet?'
     """
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known)) or 'none'}"
+    spelled = {str(key).casefold(): key for key in known}
+    close = difflib.get_close_matches(str(name).casefold(), spelled, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {spelled[close[0]]}?"
+    return f"; known are {', '.join(sorted(spelled.values())) or 'none'}"
+
+
+def check_counts(config: BaseConfig, *names: str) -> None:
+    """Raise ValueError unless these fields of a config are integers of at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def _same(a: type, b: type) -> bool:

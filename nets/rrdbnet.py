@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..blocks import RRDB, PixelShuffleUp
 from .base import RestorationNet, check_image, pad_to_multiple
 from .output import RestorationOutput
-from .registry import BaseConfig, register_config
+from .registry import BaseConfig, check_counts, register_config
 
 SCALES = (1, 2, 3, 4, 8)
 UPSAMPLERS = ("pixelshuffle", "nearest+conv")
@@ -35,7 +35,10 @@ class RRDBNetConfig(BaseConfig):
             the image by 4 and 2 first and upsample by 4, as BasicSR does.
 
     Raises:
-        ValueError: if a number is < 1, or the scale or the upsampler is none of those.
+        ValueError: if a number is no integer or < 1, or the scale or the upsampler is none of those.
+
+    >>> RRDBNetConfig(scale=2, upsampler="nearest+conv").unshuffle
+    2
     """
 
     in_channels: int = 3
@@ -47,9 +50,7 @@ class RRDBNetConfig(BaseConfig):
     upsampler: Literal["pixelshuffle", "nearest+conv"] = "pixelshuffle"
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "num_feat", "num_block", "num_grow_ch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "in_channels", "out_channels", "scale", "num_feat", "num_block", "num_grow_ch")
         if self.scale not in SCALES:
             raise ValueError(f"scale must be one of {', '.join(map(str, SCALES))}, got {self.scale}")
         if self.upsampler not in UPSAMPLERS:

@@ -1,4 +1,4 @@
-"""Every example in a docstring of the package and in README.md runs and prints what it says."""
+"""Every example in a docstring of the package, in README.md and in CONTRIBUTING.md runs and prints what it says."""
 
 import doctest
 import importlib
@@ -31,12 +31,13 @@ def test_docstring_examples(name):
     assert failed == 0
 
 
-README_EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+PAGES = "".join((ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md"))
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("example", README_EXAMPLES, ids=range(len(README_EXAMPLES)))
-def test_readme_examples(example, tmp_path, monkeypatch):
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_examples_of_the_pages(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    test = doctest.DocTestParser().get_doctest(example, {}, "README.md", "README.md", 0)
-    assert test.examples, "an example in README.md has no >>> line"
+    test = doctest.DocTestParser().get_doctest(example, {"__name__": "page"}, "page", "page", 0)
+    assert test.examples, "an example has no >>> line"
     assert doctest.DocTestRunner().run(test).failed == 0

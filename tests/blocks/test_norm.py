@@ -62,7 +62,7 @@ def test_gradients(block, memory_format):
 
 def test_bad_arguments_raise():
     for block in (LayerNorm2d, RMSNorm2d):
-        with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="channels must be an integer of at least 1, got 0"):
             block(0)
     assert repr(LayerNorm2d(8)) == "LayerNorm2d(8, eps=1e-06)"
     assert repr(RMSNorm2d(8, eps=1e-5)) == "RMSNorm2d(8, eps=1e-05)"

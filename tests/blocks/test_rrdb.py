@@ -37,7 +37,7 @@ def test_initial_weights_are_a_tenth_of_kaimings_and_biases_zero():
 
 @pytest.mark.parametrize("block", [ResidualDenseBlock, RRDB])
 def test_bad_arguments_raise(block):
-    with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="channels must be an integer of at least 1, got 0"):
         block(0)
-    with pytest.raises(ValueError, match="growth_channels must be at least 1, got -2"):
+    with pytest.raises(ValueError, match="growth_channels must be an integer of at least 1, got -2"):
         block(4, growth_channels=-2)

@@ -41,10 +41,38 @@ def test_a_folder_takes_the_usual_name(net, tmp_path):
     assert same_weights(AutoModel.from_pretrained(tmp_path / "folder"), net)
 
 
-def test_half_precision_channels_last_and_meta_free(net, tmp_path):
+def test_half_precision_and_channels_last_come_back_as_float32(net, tmp_path):
     half = net.to(torch.bfloat16, memory_format=torch.channels_last)
     loaded = AutoModel.from_pretrained(half.save_pretrained(tmp_path))
     assert same_weights(loaded, net.float())
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.bin"])
+def test_other_suffixes_are_not_written(net, tmp_path, name):
+    with pytest.raises(ValueError, match=rf"{name} must end in .safetensors, or be a folder"):
+        net.save_pretrained(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_does_not_fit_is_refused_before_its_net_is_made(net, tmp_path, monkeypatch):
+    description = json.dumps({"model_type": "rrdbnet", "config": {"num_feat": 2048}})
+    save_file({"conv_first.bias": torch.zeros(1)}, tmp_path / "liar.safetensors", metadata={"claritycore": description})
+    made = []
+    build = RRDBNetConfig.build
+    monkeypatch.setattr(RRDBNetConfig, "build", lambda config: made.append(build(config)) or made[-1])
+    with pytest.raises(ValueError, match=r"liar.safetensors does not fit RRDBNet"):
+        AutoModel.from_pretrained(tmp_path / "liar.safetensors")
+    assert {parameter.device.type for made_net in made for parameter in made_net.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("fields", [{"num_feat": "64"}, {"scale": 5}, {"width": 3}, {"num_block": None}])
+def test_a_description_of_no_net_is_refused(tmp_path, fields):
+    description = json.dumps({"model_type": "rrdbnet", "config": fields})
+    save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"claritycore": description})
+    with pytest.raises(
+        ValueError, match=rf"odd.safetensors describes a net that cannot be made: .*{next(iter(fields))}"
+    ):
+        AutoModel.from_pretrained(tmp_path / "odd.safetensors")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(net, tmp_path, monkeypatch):
@@ -146,3 +174,6 @@ def test_other_files_are_refused(net, tmp_path):
     torch.save([1, 2, 3], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list.pth must hold a plain mapping of names to tensors"):
         AutoModel.from_pretrained(tmp_path / "list.pth", net.config)
+    torch.save({"params_ema": net.state_dict(), "iter": 5}, tmp_path / "wrapped.pth")
+    with pytest.raises(ValueError, match=r"wrapped.pth must hold .*; its weights may be under 'params_ema'"):
+        AutoModel.from_pretrained(tmp_path / "wrapped.pth", net.config)

@@ -126,10 +126,18 @@ def test_a_saved_net_comes_back_the_same(build, scale, tmp_path):
 
 def test_wrong_images_raise(build):
     net = made(build)
-    with pytest.raises(ValueError, match=r"takes images \(B, C, H, W\) with C = 3 channels, got \(1, 4, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"takes images \(B, C, H, W\) with C = 3 channels and H, W >= 1, got \(1, 4, 8, 8\)"
+    ):
         net(torch.zeros(1, 4, 8, 8))
-    with pytest.raises(ValueError, match=r"takes images \(B, C, H, W\) with C = 3 channels, got \(3, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"takes images \(B, C, H, W\) with C = 3 channels and H, W >= 1, got \(3, 8, 8\)"
+    ):
         net(torch.zeros(3, 8, 8))
+    with pytest.raises(ValueError, match=r"and H, W >= 1, got \(1, 3, 0, 8\)"):
+        net(torch.zeros(1, 3, 0, 8))
+    with pytest.raises(TypeError, match=r"takes floating-point images in \[0, 1\], got torch.uint8"):
+        net(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
 def test_runs_on_meta(build):

@@ -109,10 +109,17 @@ def test_presets_are_kept_and_not_overwritten():
 def test_unknown_names_are_answered_with_the_nearest():
     with pytest.raises(ValueError, match=r"there is no net 'rrdbnt'; did you mean rrdbnet"):
         AutoConfig.from_name("rrdbnt")
+    with pytest.raises(ValueError, match=r"there is no net 'RRDBNet'; did you mean rrdbnet\?"):
+        AutoConfig.from_name("RRDBNet")
     with pytest.raises(ValueError, match=r"there is no net 'xyz'; known are .*rrdbnet, rrdbnet-lite"):
         AutoConfig.from_name("xyz")
     with pytest.raises(ValueError, match=r"rrdbnet has no field 'num_feats'; did you mean num_feat"):
         AutoConfig.from_name("rrdbnet", num_feats=32)
+
+
+def test_what_is_no_config_is_refused():
+    with pytest.raises(TypeError, match=r"config must come from AutoConfig.from_name .*, got 'rrdbnet'"):
+        AutoModel.from_config("rrdbnet")
 
 
 def test_bad_registrations_raise():

@@ -84,8 +84,12 @@ def test_no_normalisation_layer():
     ("fields", "message"),
     [
         ({"scale": 5}, "scale must be one of 1, 2, 3, 4, 8, got 5"),
-        ({"num_feat": 0}, "num_feat must be at least 1, got 0"),
-        ({"num_block": -1}, "num_block must be at least 1, got -1"),
+        ({"num_feat": 0}, "num_feat must be an integer of at least 1, got 0"),
+        ({"num_block": -1}, "num_block must be an integer of at least 1, got -1"),
+        ({"scale": 4.0}, r"scale must be an integer of at least 1, got 4\.0"),
+        ({"scale": "4"}, "scale must be an integer of at least 1, got '4'"),
+        ({"num_block": True}, "num_block must be an integer of at least 1, got True"),
+        ({"num_grow_ch": None}, "num_grow_ch must be an integer of at least 1, got None"),
         ({"upsampler": "bilinear"}, r"upsampler must be one of pixelshuffle, nearest\+conv, got 'bilinear'"),
     ],
 )
