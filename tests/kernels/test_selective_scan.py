@@ -18,29 +18,6 @@ CPU = torch.device("cpu")
 TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def faithful_interpreter():
-    """Mend Triton 3.6's: `range` of a number fails with numpy 2.4, and bfloat16 is cut where a GPU rounds."""
-    interpreter = pytest.importorskip("triton.runtime.interpreter")
-    patch, trunc = interpreter._patch_lang_tensor, interpreter.InterpreterBuilder.create_fp_trunc
-
-    def patch_with_numbers(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    def round_to_nearest(builder, source, target):
-        if not target.scalar.is_bf16():
-            return trunc(builder, source, target)
-        rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16().view(torch.uint16).numpy()
-        return interpreter.TensorHandle(rounded, target.scalar)
-
-    interpreter._patch_lang_tensor = patch_with_numbers
-    interpreter.InterpreterBuilder.create_fp_trunc = round_to_nearest
-    yield
-    interpreter._patch_lang_tensor = patch
-    interpreter.InterpreterBuilder.create_fp_trunc = trunc
-
-
 @dataclass(frozen=True)
 class Case:
     """One combination of sizes and options."""

@@ -21,7 +21,6 @@ from tests.kernels.test_selective_scan import (
     OUTPUT_ERROR,
     assert_close,
     error,
-    faithful_interpreter,  # noqa: F401  (a fixture of this file, too)
 )
 
 OVER_PIXELS = ("x", "delta", "B", "C")

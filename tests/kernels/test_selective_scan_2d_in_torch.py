@@ -19,7 +19,6 @@ from claritycore.kernels.selective_scan_2d.operands import Operands2d
 from tests.kernels.test_selective_scan import (
     CPU,
     error,
-    faithful_interpreter,  # noqa: F401  (a fixture of this file, too)
 )
 from tests.kernels.test_selective_scan_2d import OVER_PIXELS, ROWS, Case
 

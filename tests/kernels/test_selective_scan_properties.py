@@ -14,7 +14,6 @@ from tests.kernels.test_selective_scan import (
     Case,
     assert_close,
     error,
-    faithful_interpreter,  # noqa: F401  (a fixture of this file, too)
     run,
 )
 
