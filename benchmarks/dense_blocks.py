@@ -1,5 +1,7 @@
 """ResidualDenseBlock and RRDB, forward and backward, in both memory formats.
 
+They have no peer: other libraries write these blocks as the reference here does.
+
 python -m benchmarks.dense_blocks
 """
 

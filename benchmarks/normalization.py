@@ -1,4 +1,4 @@
-"""LayerNorm2d and RMSNorm2d against their formulas and against moving the channels last.
+"""LayerNorm2d and RMSNorm2d against their formulas and against moving the channels last and back.
 
 python -m benchmarks.normalization
 """
@@ -41,6 +41,20 @@ def rms_norm_formula(norm: RMSNorm2d, x: Tensor) -> Tensor:
     return (y * norm.weight[:, None, None]).to(x.dtype)
 
 
+def layer_norm_permuted(norm: LayerNorm2d, x: Tensor) -> Tensor:
+    y = F.layer_norm(x.permute(0, 2, 3, 1), norm.weight.shape, norm.weight, norm.bias, norm.eps)
+    return in_format_of(x, y.permute(0, 3, 1, 2))
+
+
+def rms_norm_permuted(norm: RMSNorm2d, x: Tensor) -> Tensor:
+    y = F.rms_norm(x.permute(0, 2, 3, 1), norm.weight.shape, norm.weight, norm.eps)
+    return in_format_of(x, y.permute(0, 3, 1, 2))
+
+
+def in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    return y.contiguous() if x.is_contiguous() else y.contiguous(memory_format=torch.channels_last)
+
+
 LAYER_NORM = Benchmark(
     name="layer_norm_2d",
     cases=CASES,
@@ -49,11 +63,7 @@ LAYER_NORM = Benchmark(
     providers={
         "reference": lambda norm: lambda x: layer_norm_formula(norm, x),
         "ours": lambda norm: norm,
-        "permute": lambda norm: (
-            lambda x: F.layer_norm(x.permute(0, 2, 3, 1), norm.weight.shape, norm.weight, norm.bias, norm.eps).permute(
-                0, 3, 1, 2
-            )
-        ),
+        "permute": lambda norm: lambda x: layer_norm_permuted(norm, x),
     },
     peer="permute",
     backward=True,
@@ -68,9 +78,7 @@ RMS_NORM = Benchmark(
     providers={
         "reference": lambda norm: lambda x: rms_norm_formula(norm, x),
         "ours": lambda norm: norm,
-        "permute": lambda norm: (
-            lambda x: F.rms_norm(x.permute(0, 2, 3, 1), norm.weight.shape, norm.weight, norm.eps).permute(0, 3, 1, 2)
-        ),
+        "permute": lambda norm: lambda x: rms_norm_permuted(norm, x),
     },
     peer="permute",
     backward=True,

@@ -165,9 +165,7 @@ def _line(name: str, cells: list[str], name_width: int, widths: list[int]) -> st
 
 
 def _ratio(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1f}x" if value >= 1 else f"{value:.2f}x"
+    return "-" if value is None else f"{value:.2f}x"
 
 
 def _scaled(value: float) -> str:

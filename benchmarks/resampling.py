@@ -1,12 +1,15 @@
 """PixelShuffleUp against the rearrangement written out, BicubicUp against two matrix products.
 
+Neither has a peer: other libraries upsample by the very calls of torch that are used here.
+
 python -m benchmarks.resampling
 """
+
+import math
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 from claritycore.blocks import BicubicUp, PixelShuffleUp
 
@@ -38,14 +41,27 @@ def shuffle_by_hand(up: PixelShuffleUp, x: Tensor) -> Tensor:
     return rearrange(up.conv(x), "b (c i j) h w -> b c (h i) (w j)", i=s, j=s)
 
 
+def keys(distance: float, a: float = -0.75) -> float:
+    d = abs(distance)
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
+
+
+def bicubic_matrix(size: int, scale: int) -> Tensor:
+    """Row i holds the weights of output sample i, taps beyond the edge folded onto it."""
+    matrix = torch.zeros(scale * size, size)
+    for i, row in enumerate(matrix):
+        centre = (i + 0.5) / scale - 0.5
+        first = math.floor(centre) - 1
+        for tap in range(first, first + 4):
+            row[min(max(tap, 0), size - 1)] += keys(centre - tap)
+    return matrix
+
+
 def bicubic_by_hand(up: BicubicUp, x: Tensor) -> Tensor:
-    """The interpolation is linear: its matrix is what it makes of unit vectors."""
-
-    def matrix(size: int) -> Tensor:
-        unit = torch.eye(size, dtype=x.dtype, device=x.device)[:, None, None, :].expand(-1, 1, 4, -1)
-        return F.interpolate(unit, scale_factor=(1.0, float(up.scale_factor)), mode="bicubic")[:, 0, 0].T
-
-    return matrix(x.shape[2]) @ x @ matrix(x.shape[3]).T
+    rows, columns = (bicubic_matrix(side, up.scale_factor).to(x) for side in x.shape[2:])
+    return rows @ x @ columns.T
 
 
 SHUFFLE = Benchmark(

@@ -151,7 +151,11 @@ def leaves(value: object) -> list[Tensor]:
 
 
 def disagreement(results: Named, expected: Named, tolerance: float) -> str:
-    """Say where `results` first leave `expected`; empty if they agree. NaN agrees with nothing, itself included."""
+    """Say where `results` first leave `expected`; empty if they agree. NaN agrees with nothing, itself included.
+
+    Outputs of four dimensions must also be in the memory format of the reference's, since to change it takes a copy.
+    Gradients are free in theirs: autograd does not ask for one.
+    """
     if len(results) != len(expected):
         return f"gives {len(results)} tensors; the reference gives {len(expected)}"
     for (name, got), (_, want) in zip(results, expected, strict=True):
@@ -161,6 +165,8 @@ def disagreement(results: Named, expected: Named, tolerance: float) -> str:
         want = torch.zeros_like(got) if want is None else want
         if (got.shape, got.dtype) != (want.shape, want.dtype):
             return f"{name} is {got.dtype} {tuple(got.shape)}; the reference's {want.dtype} {tuple(want.shape)}"
+        if name.startswith("output") and (lost := _lost_format(got, want)):
+            return f"{name} is not in {lost} as the reference's is, but has strides {got.stride()}"
         if want.numel() == 0:
             continue
         largest = want.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
@@ -168,6 +174,13 @@ def disagreement(results: Named, expected: Named, tolerance: float) -> str:
         if not error <= (tolerance if want.is_floating_point() else 0):
             return f"{name} is off by {error:.1e} of the reference's largest value, {tolerance:.0e} allowed"
     return ""
+
+
+def _lost_format(got: Tensor, want: Tensor) -> str:
+    """Name the memory format that a map of the reference is in and this one is not; one may be in both."""
+    formats = (torch.contiguous_format, torch.channels_last) if want.ndim == 4 else ()
+    lost = (f for f in formats if want.is_contiguous(memory_format=f) and not got.is_contiguous(memory_format=f))
+    return str(next(lost, "")).removeprefix("torch.")
 
 
 def run(benchmark: Benchmark, plan: Plan, ceilings: Ceilings, progress: Progress) -> Iterator[Result]:
@@ -289,6 +302,8 @@ def _options(benchmarks: Sequence[Benchmark], argv: Sequence[str] | None) -> tup
         parser.error("--device cuda: torch finds no CUDA device here")
     if options.threads < 1:
         parser.error(f"--threads must be at least 1, got {options.threads}")
+    if options.csv and not next(path for path in (options.csv, *options.csv.parents) if path.exists()).is_dir():
+        parser.error(f"--csv {options.csv}: must be a folder, or one that can be made; there is a file in its place")
     case, _, provider = options.only.partition("/")
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     effort = {"cases": 1, "repeats": 5, "seconds": 1.0} if options.quick else {}

@@ -73,7 +73,7 @@ def stacked(x, delta, A, B, C, D, delta_bias, delta_softplus):
     y = y.unflatten(1, (ways, -1))
     y = y[:, :2] + y[:, 2:].flip(-1)
     y = y[:, 0].unflatten(-1, (height, width)) + y[:, 1].unflatten(-1, (width, height)).transpose(2, 3)
-    return y.permute(0, 2, 3, 1).to(x.dtype)
+    return y.permute(0, 2, 3, 1).to(x.dtype).contiguous()
 
 
 SELECTIVE_SCAN_2D = Benchmark(

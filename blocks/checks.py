@@ -10,6 +10,13 @@ def check_positive(**values: int) -> None:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
+def check_odd(**values: int) -> None:
+    """Raise ValueError for the first value that is no odd integer of at least 1, naming it."""
+    for name, value in values.items():
+        if type(value) is not int or value < 1 or value % 2 == 0:
+            raise ValueError(f"{name} must be an odd integer of at least 1, got {value!r}")
+
+
 def check_feature_map(x: Tensor, channels: int | None, block: nn.Module) -> None:
     """Raise unless `x` is a floating-point feature map (B, channels, H, W) with H, W >= 1; None takes any channels."""
     name = type(block).__name__

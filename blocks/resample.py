@@ -23,6 +23,7 @@ class PixelShuffleUp(nn.Module):
         kernel_size: odd size of the convolution's kernel, in input pixels.
 
     Raises:
+        TypeError: if the input is not floating point.
         ValueError: if a number is < 1, ``kernel_size`` is even, or the input has another number of channels.
 
     Source:
@@ -76,6 +77,7 @@ class BicubicUp(nn.Module):
         scale_factor: upsampling factor ``s``; 1 returns the input.
 
     Raises:
+        TypeError: if the input is not floating point.
         ValueError: if ``scale_factor`` < 1, or the input has not four dimensions.
 
     Source:

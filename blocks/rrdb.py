@@ -24,6 +24,7 @@ class ResidualDenseBlock(nn.Module):
         growth_channels: channels that each of the first four convolutions adds.
 
     Raises:
+        TypeError: if the input is not floating point.
         ValueError: if an argument is < 1, or the input has another number of channels.
 
     Source:
@@ -59,6 +60,8 @@ class ResidualDenseBlock(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
+            if parameter.is_meta:
+                continue  # normal_ has nothing to draw there, and would load torch's compiler: a second
             if parameter.ndim == 4:
                 nn.init.kaiming_normal_(parameter).mul_(0.1)
             else:
@@ -78,6 +81,7 @@ class RRDB(nn.Module):
         growth_channels: growth of each dense block.
 
     Raises:
+        TypeError: if the input is not floating point.
         ValueError: if an argument is < 1, or the input has another number of channels.
 
     Source:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels.selective_scan_2d import DIRECTIONS, Direction, selective_scan_2d
-from .checks import check_feature_map, check_positive
+from .checks import check_feature_map, check_odd, check_positive
 from .norm import RMSNorm2d
+from .precision import at_least_float32
 
 # The step sizes that a scan starts with spread evenly over this range, in the logarithm.
 FIRST_STEPS = (1e-3, 1e-1)
@@ -30,8 +31,9 @@ class SelectiveScan2d(nn.Module):
     the whole map, at a cost linear in H W.
 
     Steps, states and sums are float32 for half-precision inputs, and A, D and the bias of the steps are used in float32
-    whatever the dtype of the module. Parameters have the names and shapes of VMamba and MambaIR, whose SS2D state
-    dicts load with ``strict=True``; their tokens ``(B, H, W, C)`` are the same map in channels-last memory.
+    whatever the dtype of the module. Parameters have the names and shapes of MambaIR and of VMamba's first layout,
+    whose SS2D state dicts load with ``strict=True``; their tokens ``(B, H, W, C)`` are the same map in channels-last
+    memory.
 
     It is not `tile_safe`: `receptive_radius` is that of the convolution alone, the least overlap that tiles need.
 
@@ -48,6 +50,7 @@ class SelectiveScan2d(nn.Module):
             lie in the order given here.
 
     Raises:
+        TypeError: if the input is not floating point.
         ValueError: if a number is < 1 or ``d_conv`` even, ``dt_rank`` is another word, ``directions`` are none, unknown
             or not distinct, or the input has another number of channels.
 
@@ -73,16 +76,16 @@ class SelectiveScan2d(nn.Module):
         directions: Sequence[Direction] = DIRECTIONS,
     ) -> None:
         super().__init__()
+        check_positive(channels=channels, d_state=d_state)
+        check_odd(d_conv=d_conv)
+        if not (math.isfinite(expand) and expand * channels >= 1):
+            raise ValueError(f"expand must leave at least 1 channel, got {expand} of {channels} channels")
         self.channels = channels
         self.d_inner = int(expand * channels)
         self.d_state = d_state
         self.dt_rank = _rank(dt_rank, channels)
         self.directions = tuple(directions)
-        check_positive(channels=channels, d_state=d_state, dt_rank=self.dt_rank)
-        if self.d_inner < 1:
-            raise ValueError(f"expand must leave at least 1 channel, got {expand} of {channels} channels")
-        if d_conv < 1 or d_conv % 2 == 0:
-            raise ValueError(f"d_conv must be odd and positive, got {d_conv}")
+        check_positive(dt_rank=self.dt_rank)
         if not self.directions or len(set(self.directions) & set(DIRECTIONS)) < len(self.directions):
             raise ValueError(f"directions must be distinct ones of {', '.join(DIRECTIONS)}, got {self.directions}")
         self.receptive_radius = d_conv // 2
@@ -103,16 +106,16 @@ class SelectiveScan2d(nn.Module):
         check_feature_map(x, self.channels, self)
         u, z = self.in_proj(x.permute(0, 2, 3, 1)).chunk(2, dim=-1)
         u = F.silu(self.conv2d(u.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        delta, B, C = self.project(u)
+        delta, B, C = self._project(u)
         scans = (len(self.directions), self.d_inner)
-        A = -torch.exp(_at_least_float32(self.A_logs)).unflatten(0, scans)
-        D = _at_least_float32(self.Ds).unflatten(0, scans)
-        bias = _at_least_float32(self.dt_projs_bias)
+        A = -torch.exp(at_least_float32(self.A_logs)).unflatten(0, scans)
+        D = at_least_float32(self.Ds).unflatten(0, scans)
+        bias = at_least_float32(self.dt_projs_bias)
         y = selective_scan_2d(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True, directions=self.directions)
         y = self.out_proj(self.out_norm(y) * F.silu(z)).permute(0, 3, 1, 2).to(x.dtype)
         return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
 
-    def project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what each direction makes of u (B, H, W, D): steps (B, K, H, W, D), B and C (B, K, H, W, N).
 
         The projections are taken where the pixels lie, once for all directions: no activation is brought in order.
@@ -164,6 +167,7 @@ class SSMGlobalMixer(nn.Module):
         gate: first value of the gate. Something like 0.01 lets every parameter learn from the first step on.
 
     Raises:
+        TypeError: if the input is not floating point.
         ValueError: as `SelectiveScan2d`.
 
     Source:
@@ -209,7 +213,3 @@ def _rank(dt_rank: int | str, channels: int) -> int:
             raise ValueError(f'dt_rank must be "auto" or a number, got {dt_rank!r}')
         return math.ceil(channels / 16)
     return dt_rank
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -44,6 +44,16 @@ def scan_2d_flops(x: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
     return selective_scan_2d_flops(batch, height, width, channels, A[2], directions=A[0])
 
 
+def scan_backward_flops(u: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
+    """Backward of `claritycore::selective_scan`: about 22 flops for each state and step."""
+    return scan_flops(u, delta, A) * 22 // 9
+
+
+def scan_2d_backward_flops(x: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
+    """Backward of `claritycore::selective_scan_2d`."""
+    return scan_2d_flops(x, delta, A) * 22 // 9
+
+
 def flop_formulas() -> dict[Any, Formula]:
     """The table, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`.
 
@@ -58,6 +68,8 @@ def flop_formulas() -> dict[Any, Formula]:
         aten.upsample_bicubic2d: bicubic_flops,
         torch.ops.claritycore.selective_scan: scan_flops,
         torch.ops.claritycore.selective_scan_2d: scan_2d_flops,
+        torch.ops.claritycore.selective_scan_backward: scan_backward_flops,
+        torch.ops.claritycore.selective_scan_2d_backward: scan_2d_backward_flops,
     }
 
 

@@ -143,6 +143,9 @@ def _selective_scan(
     # A constant B or C differs from channel to channel: then each channel is a group.
     groups = channels if 2 in (len(B.shape), len(C.shape)) else B.shape[1]
     turn = _flipped if reverse else op.Identity
+    A, D, delta_bias, initial_state = (
+        None if x is None else op.Cast(x, to=FLOAT32) for x in (A, D, delta_bias, initial_state)
+    )
     values, delta = (turn(_by_step(x, groups, channels // groups)) for x in (u, delta))
     B, C = (turn(_projection(x, u, groups, state)) for x in (B, C))
     if delta_bias is not None:

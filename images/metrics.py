@@ -1,13 +1,14 @@
 """PSNR and SSIM as the tables of the field compute them."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .colour import rgb_to_y
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
+SSIM_STRIP = 64  # rows at a time
+TARGET_SLACK = 1e-3  # how far a target may leave [0, 1]: rounding, and nothing that was made for another range
 
 
 def psnr(
@@ -30,8 +31,8 @@ def psnr(
     Shape: two of ``(B, C, H, W)`` -> ``(B,)`` in float64.
 
     Args:
-        image: floating-point images in [0, 1].
-        target: the images to compare with, of the same shape.
+        image: floating-point images in [0, 1]; restored ones may overshoot.
+        target: the images to compare with, in [0, 1], of the same shape.
         crop_border: pixels to leave out on each side.
         y_channel: compare the luma (`rgb_to_y`) of RGB images.
         depth: the bits, 8 or 16, that the images are rounded to before anything else; None takes them as they are.
@@ -41,8 +42,9 @@ def psnr(
 
     Raises:
         TypeError: if an image is not floating point.
-        ValueError: if the shapes differ or are not ``(B, C, H, W)``, nothing is left inside the border, ``depth`` is
-            another, or ``y_channel`` is asked of images that are not RGB.
+        ValueError: if the shapes differ or are not ``(B, C, H, W)``, ``target`` leaves [0, 1] by more than 0.001,
+            nothing is left inside the border, ``depth`` is another, or ``y_channel`` is asked of images that are not
+            RGB.
 
     Source: the test protocol of SwinIR (arXiv:2108.10257) and, for the classic one, of SRCNN (arXiv:1501.00092).
 
@@ -65,8 +67,8 @@ def ssim(
     Shape: two of ``(B, C, H, W)`` -> ``(B,)`` in float64.
 
     Args:
-        image: floating-point images in [0, 1].
-        target: the images to compare with, of the same shape.
+        image: floating-point images in [0, 1]; restored ones may overshoot.
+        target: the images to compare with, in [0, 1], of the same shape.
         crop_border: pixels to leave out on each side.
         y_channel: compare the luma (`rgb_to_y`) of RGB images.
         depth: the bits, 8 or 16, that the images are rounded to before anything else; None takes them as they are.
@@ -89,24 +91,35 @@ def ssim(
             f"image must have at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels inside the border, "
             f"got {image.shape[2]} x {image.shape[3]}"
         )
+    height, width = (side - SSIM_WINDOW + 1 for side in image.shape[2:])
+    # Strip by strip, overlapping by the window: whole planes in float64 would all lie outside the cache.
+    strips = (slice(top, top + SSIM_STRIP + SSIM_WINDOW - 1) for top in range(0, height, SSIM_STRIP))
+    sums = [_similarity(image[:, :, rows], target[:, :, rows]).sum(dim=(1, 2, 3)) for rows in strips]
+    return torch.stack(sums).sum(0) / (image.shape[1] * height * width)
+
+
+def _similarity(image: Tensor, target: Tensor) -> Tensor:
     mean_a, mean_b = _blur(image), _blur(target)
-    variance_a = _blur(image * image) - mean_a**2
-    variance_b = _blur(target * target) - mean_b**2
-    covariance = _blur(image * target) - mean_a * mean_b
+    product, squares = mean_a * mean_b, mean_a**2 + mean_b**2
+    covariance = _blur(image * target) - product
+    variances = _blur(image**2 + target**2) - squares
     c1, c2 = 0.01**2, 0.03**2
-    numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    denominator = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
-    return (numerator / denominator).mean(dim=(1, 2, 3))
+    return (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
 
 
 def _blur(x: Tensor) -> Tensor:
     """Weigh by the Gaussian window, only where it lies inside the image."""
-    offset = torch.arange(SSIM_WINDOW, dtype=x.dtype, device=x.device) - SSIM_WINDOW // 2
+    offset = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = (-(offset**2) / (2 * SSIM_SIGMA**2)).exp()
-    window = window / window.sum()
-    planes = x.flatten(0, 1).unsqueeze(1)
-    planes = F.conv2d(F.conv2d(planes, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
-    return planes.view(*x.shape[:2], *planes.shape[2:])
+    weights = (window / window.sum()).tolist()
+    # Sums of shifted images: torch's convolution of float64 planes takes six times as long on a CPU.
+    for dim in (2, 3):
+        length = x.shape[dim] - SSIM_WINDOW + 1
+        total = x.narrow(dim, 0, length) * weights[0]
+        for start in range(1, SSIM_WINDOW):
+            total.add_(x.narrow(dim, start, length), alpha=weights[start])
+        x = total
+    return x
 
 
 def _prepare(
@@ -124,12 +137,16 @@ def _prepare(
         )
     if depth not in (8, 16, None):
         raise ValueError(f"depth must be 8, 16 or None, got {depth!r}")
+    # A restored image may overshoot; a target that does is of another range, and its figure would mean nothing.
+    low, high = (limit.item() for limit in target.aminmax()) if target.numel() else (0, 0)
+    if not -TARGET_SLACK <= low <= high <= 1 + TARGET_SLACK:
+        raise ValueError(f"images must be in [0, 1], got a target with values from {low:.4g} to {high:.4g}")
 
     def prepare(x: Tensor) -> Tensor:
         x = (x.cpu() if x.device.type == "mps" else x).double()  # Apple's GPUs have no float64
         x = x[..., crop_border : x.shape[2] - crop_border, crop_border : x.shape[3] - crop_border]
         if depth is not None:
-            x = (x.clamp(0, 1) * (2**depth - 1)).round() / (2**depth - 1)
+            x = x.clamp(0, 1).mul_(2**depth - 1).round_().div_(2**depth - 1)
         return rgb_to_y(x) if y_channel else x
 
     return prepare(image), prepare(target)

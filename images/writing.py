@@ -10,6 +10,9 @@ from pathlib import Path
 from .encoding import FORMATS, Format
 from .picture import Picture, without_batch
 
+# Pixels that the encoders take: a JPEG file could have 65,535, but libjpeg stops at 65,500.
+LARGEST_SIDE = {"JPEG": 65_500, "WebP": 16_383}
+
 
 def write_image(
     path: str | os.PathLike[str],
@@ -27,7 +30,8 @@ def write_image(
     written without it.
 
     The file appears whole or not at all: it is written beside its place, synchronised to disk and then moved there. An
-    existing file stays as it is until then.
+    existing file stays as it is until then. With ``overwrite`` a symbolic link is followed: the file that it points to
+    is replaced, and the link stays.
 
     Shape: ``picture.pixels`` is ``(1, 1, H, W)`` or ``(1, 3, H, W)``.
 
@@ -40,8 +44,9 @@ def write_image(
 
     Raises:
         TypeError: if ``picture`` is not a `Picture`.
-        ValueError: if the format is unknown or cannot hold the depth, the alpha, the size or the EXIF, ``quality`` is
-            out of range or given to a lossless format, or a value is not finite.
+        ValueError: if the format is unknown or cannot hold the depth, the alpha, the size (JPEG: sides up to 65,500
+            pixels, WebP: 16,383) or the EXIF, ``quality`` is out of range or given to a lossless format, or a value is
+            not finite.
         FileExistsError: if the file exists and ``overwrite`` is False.
         FileNotFoundError: if its folder does not exist.
         IsADirectoryError: if it is a folder.
@@ -61,14 +66,15 @@ def write_image(
     format = _format(path)
     depth = picture.depth if depth is None else depth
     _check(path, picture, format, depth, quality)
-    _check_place(path, overwrite)
+    place = Path(os.path.realpath(path)) if overwrite and path.is_symlink() else path
+    _check_place(place, overwrite)
     values = without_batch(picture).detach().cpu().double().clamp(0, 1) * (2**depth - 1)
     samples = values.round().numpy().astype(f"u{depth // 8}", order="C")
     try:
         data = format.encode(samples, picture, quality)
     except (OSError, ValueError, struct.error) as error:
         raise ValueError(f"{path} cannot be written as {format.name}: {error}") from error
-    _place(path, data, overwrite)
+    _place(place, data, overwrite)
 
 
 def _format(path: Path) -> Format:
@@ -88,6 +94,12 @@ def _check(path: Path, picture: Picture, format: Format, depth: int, quality: in
     if picture.alpha is not None and not format.alpha:
         raise ValueError(
             f"{path}: {format.name} cannot hold alpha; write PNG, TIFF or WebP, or pass a picture with alpha=None"
+        )
+    height, width = picture.pixels.shape[-2:]
+    if max(height, width) > LARGEST_SIDE.get(format.name, max(height, width)):
+        raise ValueError(
+            f"{path}: {format.name} holds sides of up to {LARGEST_SIDE[format.name]} pixels, "
+            f"got {width} x {height}; write PNG or TIFF"
         )
     if quality is not None and not format.lossy:
         raise ValueError(f"{path}: {format.name} is lossless; leave quality out, or write JPEG or WebP")

@@ -1,4 +1,4 @@
-"""Which form of a kernel runs: Triton on CUDA tensors, plain torch elsewhere, and never anything in silence."""
+"""Which form of a kernel runs: Triton on CUDA tensors where it is installed, plain torch elsewhere."""
 
 import importlib.util
 import os
@@ -43,8 +43,8 @@ class Kernel:
     def choose(self, backend: Backend, tensor: Tensor) -> Backend:
         """Resolve `backend` for a call whose tensors lie where `tensor` lies.
 
-        "auto" obeys the environment variable CLARITYCORE_BACKEND, then takes Triton on CUDA tensors and plain torch
-        elsewhere.
+        "auto" obeys the environment variable CLARITYCORE_BACKEND, then takes Triton on CUDA tensors where it is
+        installed and plain torch elsewhere. A backend that is named, here or there, runs or raises.
 
         Raises:
             ValueError: if no backend has that name.
@@ -72,7 +72,7 @@ class Kernel:
             return "triton is not installed (torch's CUDA and ROCm wheels bring it)"
         if device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
             return ""
-        return f"its tensors are on {device.type}; Triton needs CUDA, or TRITON_INTERPRET=1 to try it on a CPU"
+        return f"its tensors are on {device.type}; Triton needs CUDA tensors"
 
     def _plain(self) -> Backend:
         return "torch" if "torch" in self.backends else "reference"

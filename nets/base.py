@@ -14,8 +14,8 @@ from .registry import AutoModel, BaseConfig
 class RestorationNet(nn.Module):
     """Base of the reference nets: `net(image) -> image`, kept in files that say what they are.
 
-    A net also has `features(image) -> list` of feature maps, for heads of the user's own, and the facts that tiling
-    needs: `tile_safe`, `receptive_radius` (in input pixels) and `tile_multiple`.
+    The reference nets also have `features(image) -> list` of feature maps, for heads of the user's own, and the facts
+    that tiling needs: `tile_safe`, `receptive_radius` (in input pixels) and `tile_multiple`.
 
     Args:
         config: what the net was made from; it is saved with the weights.

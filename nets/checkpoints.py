@@ -115,11 +115,15 @@ def _read_safetensors(path: Path) -> Checkpoint:
         return Checkpoint(state)
     try:
         description = json.loads(metadata[METADATA_KEY])
-        # JSON has no tuples, and the configs no lists.
-        config = {key: tuple(v) if isinstance(v, list) else v for key, v in description["config"].items()}
+        config = {key: _with_tuples(value) for key, value in description["config"].items()}
         return Checkpoint(state, str(description["model_type"]), config)
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} describes itself unreadably: {metadata[METADATA_KEY]!r}") from error
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON has no tuples, and the configs no lists."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _read_pickle(path: Path) -> Checkpoint:

@@ -77,11 +77,12 @@ def register_config(name: str, *, sizes: Mapping[str, Mapping[str, Any]] | None 
             raise TypeError(f"{config_class.__name__} must be a dataclass that derives from BaseConfig")
         if config_class.model_type not in ("", name):
             raise ValueError(f"{config_class.__name__}.model_type is {config_class.model_type!r}, not {name!r}")
-        for key, overrides in {name: {}, **(sizes or {})}.items():
+        entries = {key: _Entry(config_class, fields) for key, fields in {name: {}, **(sizes or {})}.items()}
+        for key in entries:
             taken = _NETS.get(key)
             if taken and not _same(taken.config_class, config_class):
                 raise ValueError(f"the name {key!r} is taken by {taken.config_class.__name__}")
-            _NETS[key] = _Entry(config_class, overrides)
+        _NETS.update(entries)
         config_class.model_type = name
         return config_class
 
@@ -207,14 +208,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {spelled[close[0]]}?"
     return f"; known are {', '.join(sorted(spelled.values())) or 'none'}"
-
-
-def check_counts(config: BaseConfig, *names: str) -> None:
-    """Raise ValueError unless these fields of a config are integers of at least 1."""
-    for name in names:
-        value = getattr(config, name)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def _same(a: type, b: type) -> bool:

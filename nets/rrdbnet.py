@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..blocks import RRDB, PixelShuffleUp
+from ..blocks.checks import check_positive
 from .base import RestorationNet, check_image, pad_to_multiple
 from .output import RestorationOutput
-from .registry import BaseConfig, check_counts, register_config
+from .registry import BaseConfig, register_config
 
-SCALES = (1, 2, 3, 4, 8)
 UPSAMPLERS = ("pixelshuffle", "nearest+conv")
 SIZES = {"rrdbnet-lite": {"num_feat": 32, "num_block": 6, "num_grow_ch": 16}}
 STAGES = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
@@ -31,8 +31,8 @@ class RRDBNetConfig(BaseConfig):
         num_feat: feature channels.
         num_block: number of RRDB blocks.
         num_grow_ch: growth of their dense blocks.
-        upsampler: "pixelshuffle", or "nearest+conv", which ESRGAN checkpoints have: scales 1 and 2 then unshuffle
-            the image by 4 and 2 first and upsample by 4, as BasicSR does.
+        upsampler: "pixelshuffle", or "nearest+conv", the net of ESRGAN with the tensor names of BasicSR: scales 1 and
+            2 then unshuffle the image by 4 and 2 first and upsample by 4, as there.
 
     Raises:
         ValueError: if a number is no integer or < 1, or the scale or the upsampler is none of those.
@@ -50,9 +50,10 @@ class RRDBNetConfig(BaseConfig):
     upsampler: Literal["pixelshuffle", "nearest+conv"] = "pixelshuffle"
 
     def __post_init__(self) -> None:
-        check_counts(self, "in_channels", "out_channels", "scale", "num_feat", "num_block", "num_grow_ch")
-        if self.scale not in SCALES:
-            raise ValueError(f"scale must be one of {', '.join(map(str, SCALES))}, got {self.scale}")
+        counts = ("in_channels", "out_channels", "scale", "num_feat", "num_block", "num_grow_ch")
+        check_positive(**{name: getattr(self, name) for name in counts})
+        if self.scale not in STAGES:
+            raise ValueError(f"scale must be one of {', '.join(map(str, STAGES))}, got {self.scale}")
         if self.upsampler not in UPSAMPLERS:
             raise ValueError(f"upsampler must be one of {', '.join(UPSAMPLERS)}, got {self.upsampler!r}")
 
@@ -80,6 +81,7 @@ class RRDBNet(RestorationNet):
         config: sizes; the default is the full x4 net.
 
     Raises:
+        TypeError: if the image is not floating point.
         ValueError: if the image has another number of channels.
 
     Source:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # benchmarks run from a checkout and are never installed
 
-from benchmarks import machine, runner  # noqa: E402
+from benchmarks import machine, report, runner  # noqa: E402
 from benchmarks.machine import Ceilings, Stamp, Work  # noqa: E402
 from benchmarks.report import Result  # noqa: E402
 from benchmarks.runner import Benchmark, disagreement, leaves, main  # noqa: E402
@@ -360,8 +360,54 @@ def test_integers_must_be_equal_and_empty_tensors_are():
     assert not disagreement([("index", three), ("empty", none)], [("index", three), ("empty", none)], 0)
 
 
+def test_a_map_must_be_in_the_memory_format_of_the_references():
+    planes = torch.randn(2, 3, 4, 5)
+    last = planes.contiguous(memory_format=torch.channels_last)
+    message = "output 0 is not in contiguous_format as the reference's is, but has strides (60, 1, 15, 3)"
+    assert disagreement([("output 0", last)], [("output 0", planes)], 0) == message
+    assert "not in channels_last" in disagreement([("output 0", planes)], [("output 0", last)], 0)
+    assert "not in contiguous_format" in disagreement(
+        [("output 0", planes[..., ::2])], [("output 0", planes[..., :3].clone())], 1e9
+    )
+
+
+def test_memory_formats_are_not_asked_where_they_mean_nothing():
+    planes = torch.randn(2, 3, 4, 5)
+    last, single = planes.contiguous(memory_format=torch.channels_last), torch.randn(2, 1, 4, 5)
+    for name, got, want in [
+        ("gradient of input 0", last, planes),
+        ("output 0", planes[0].movedim(0, -1).contiguous().movedim(-1, 0), planes[0]),
+        ("output 0", single.contiguous(memory_format=torch.channels_last), single),
+        ("output 0", planes.contiguous(), planes.transpose(2, 3).contiguous().transpose(2, 3)),
+    ]:
+        assert disagreement([(name, got)], [(name, want)], 0) == ""
+
+
+def test_a_provider_that_changes_the_memory_format_is_refused(tmp_path):
+    benchmark = squares(
+        inputs=lambda case, device, dtype: (torch.randn(1, 3, case["size"], case["size"]),),
+        providers={"reference": square, "last": lambda x: square(x).contiguous(memory_format=torch.channels_last)},
+    )
+    code, rows = run(benchmark, tmp_path)
+    assert (code, rows["forward", "last"]["status"]) == (1, "refused")
+    assert rows["forward", "last"]["reason"].startswith("output 0 is not in contiguous_format")
+
+
+def test_a_ratio_has_two_decimals_whatever_its_size():
+    assert [report._ratio(value) for value in (None, 0.996, 1.0, 33.68)] == ["-", "1.00x", "1.00x", "33.68x"]
+
+
+@pytest.mark.parametrize("folder", ["taken", "taken/below"])
+def test_a_csv_folder_that_is_a_file_is_told(folder, tmp_path, capsys):
+    (tmp_path / "taken").touch()
+    with pytest.raises(SystemExit, match="2"):
+        main(squares(), argv=["--device", "cpu", "--quick", "--csv", str(tmp_path / folder)])
+    assert "must be a folder, or one that can be made; there is a file in its place" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("path", DECLARED, ids=lambda path: path.stem)
 def test_a_declaration_takes_at_most_25_lines(path):
+    """The declaration is the call of `Benchmark`; the functions that it names are not counted."""
     calls = [
         node
         for node in ast.walk(ast.parse(path.read_text()))

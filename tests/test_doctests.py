@@ -27,7 +27,8 @@ NAMES = {"torch": torch, "nn": nn, "dataclass": dataclass}
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     torch.manual_seed(0)
-    failed, _ = doctest.testmod(importlib.import_module(name), extraglobs=NAMES)
+    module = pytest.importorskip(name) if name == "claritycore.deploy.onnx_ops" else importlib.import_module(name)
+    failed, _ = doctest.testmod(module, extraglobs=NAMES)
     assert failed == 0
 
 

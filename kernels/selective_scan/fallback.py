@@ -117,6 +117,7 @@ class _Gradients:
             grad_u.addcmul_(grad, layout.D)
         if layout.softplus:
             grad_delta.mul_(torch.where(now.delta > SOFTPLUS_THRESHOLD, 1.0, -torch.expm1(-now.delta)))
+        layout.clear_past_end(grad_delta, window)
         self.summed["delta_bias"] += grad_delta.sum((0, 1, 2))
         self._put("u", window, grad_u)
         self._put("delta", window, grad_delta)

@@ -96,6 +96,12 @@ class Layout:
         value = value.transpose(0, 1).flatten(0, 1)[:length]
         self._slice(target, window).copy_(value.movedim(0, -1).flip(-1) if self.reverse else value.movedim(0, -1))
 
+    def clear_past_end(self, value: Tensor, window: Window) -> None:
+        """Set what (T, M, B, G, D/G) holds past the end of the window to zero."""
+        past = -(window.stop - window.start) % self.steps
+        if past:
+            value[-past:, -1] = 0
+
     def load_states(self, x: Tensor) -> Tensor:
         """(B, M, D, N) -> (M, B, G, N, D/G)."""
         return x.to(self.x.dtype).unflatten(2, (self.x.groups, -1)).permute(1, 0, 2, 4, 3).contiguous()

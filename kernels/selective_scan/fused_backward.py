@@ -33,7 +33,8 @@ from .operands import CHECKPOINT_STEPS, Operands
 from .operands_rows import Rows, like, rows_of, time_first
 
 REPLAY_STEPS, REPLAY_STEPS_WHEN_TIGHT = 4, 2
-"""So many states are held in registers at once; more would spill, as four do beside a gate or another warp."""
+"""So many states are held in registers at once; more would spill, as four do in float64 and beside a gate, a constant B
+or C, or another warp."""
 
 
 @triton.jit
@@ -209,7 +210,8 @@ def differentiate(
         initial_state=launch.empty(launch.batch, *per_chunk[2:]) if initial_state else None,
     )
     B, C = (Rows(v) if v.ndim == 4 else Rows(v, v.stride(1), v.stride(2)) for v in (sums.B, sums.C))
-    replay = REPLAY_STEPS if launch.num_warps == 1 and launch.scan.z is None else REPLAY_STEPS_WHEN_TIGHT
+    tight = launch.num_warps > 1 or launch.scan.z is not None or launch.B_constant or launch.C_constant
+    replay = REPLAY_STEPS_WHEN_TIGHT if tight or checkpoints.dtype == torch.float64 else REPLAY_STEPS
     replays = launch.programs * launch.chunks * (CHECKPOINT_STEPS // replay)
     scratch = launch.empty(replays, launch.block_d, launch.block_n)
     with torch.cuda.device_of(checkpoints):

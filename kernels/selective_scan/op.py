@@ -9,10 +9,11 @@ from torch import Tensor
 from ..dispatch import Backend, Kernel
 from . import fallback
 from .operands import Operands, check_operands
-from .operands_rules import refuse_second_derivative, register_autocast
+from .operands_rules import refuse_second_derivative, register_autocast, under_autocast
 from .reference import selective_scan_reference
 
 KERNEL = Kernel("selective_scan")
+OVER_TIME = ("u", "delta", "B", "C", "z")
 
 
 def selective_scan(
@@ -40,9 +41,10 @@ def selective_scan(
         h_l = e^{\Delta_l A} \odot h_{l-1} + \Delta_l B_l u_l, \qquad
         y_l = (C_l \cdot h_l + D u_l) \, \mathrm{silu}(z_l).
 
-    The first ten arguments are those of mamba_ssm's `selective_scan_fn`, in order and meaning. The states of all steps
-    are never in memory: one in 32 is kept, and backward recomputes the rest. Results repeat bit for bit. A may be
-    positive, but states can then overflow.
+    The first ten arguments are those of mamba_ssm's `selective_scan_fn`, in order and meaning. Memory for states is
+    bounded, except in the reference: of L states one in 32 is kept, and backward recomputes the rest a stretch at a
+    time. Results repeat bit for bit. A may be positive, but states can then overflow, and
+    an overflow that meets a zero is NaN. `torch.func`'s grad, jvp and their like take the reference only.
 
     State and arithmetic are float64 where `u` is, else float32; half precision is for inputs and outputs only, and
     autocast casts u, delta, B, C and z alone. The choice of backend is fixed when a call is traced or exported.
@@ -75,7 +77,7 @@ def selective_scan(
 
     Raises:
         TypeError: if an argument is not real and floating-point.
-        ValueError: if shapes, groups, devices or dtypes do not fit each other, or no backend has that name.
+        ValueError: if shapes, groups or devices do not fit each other, or no backend has that name.
         RuntimeError: if the named backend cannot run here, or a result of "triton" or "torch" is differentiated twice.
 
     Source: Gu and Dao, Mamba (arXiv:2312.00752), section 3.2 and algorithm 2.
@@ -85,13 +87,13 @@ def selective_scan(
     >>> selective_scan(u, delta, A, B, C).shape
     torch.Size([2, 8, 50])
     """
-    check_operands(Operands(u, delta, A, B, C, D, z, delta_bias, initial_state), out_dtype)
+    operands = Operands(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    check_operands(operands, out_dtype)
     form = KERNEL.choose(backend, u)
     if form == "reference":
-        options = {"initial_state": initial_state, "reverse": reverse, "out_dtype": out_dtype}
-        return selective_scan_reference(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, **options
-        )
+        narrowed = under_autocast(operands._asdict(), OVER_TIME, u.device)
+        options = {"delta_softplus": delta_softplus, "reverse": reverse, "out_dtype": out_dtype}
+        return selective_scan_reference(**narrowed, **options, return_last_state=return_last_state)
     B, C = (x[:, None] if x.ndim == 3 else x for x in (B, C))
     y, last_state, _ = _scan(
         *(u, delta, A, B, C, D, z, delta_bias, initial_state), delta_softplus, reverse, out_dtype, form
@@ -197,7 +199,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, grad_last_state: Tensor, _: Any) ->
 
 _scan.register_autograd(_differentiate, setup_context=_save)
 _scan_backward.register_autograd(refuse_second_derivative("selective_scan"))
-register_autocast("claritycore::selective_scan", _scan, Operands._fields, ("u", "delta", "B", "C", "z"))
+register_autocast("claritycore::selective_scan", _scan, Operands._fields, OVER_TIME)
 
 
 # vmap folds its dimension into the channels, as more groups: the gradients of A, D and the bias then stay apart.

@@ -58,10 +58,11 @@ class Operands(NamedTuple):
 
 def check_operands(x: Operands, out_dtype: torch.dtype | None) -> None:
     """Raise unless the operands fit together; `B` and `C` may have any of their three shapes."""
+    required = ("u", "delta", "A", "B", "C")
+    check_tensors({name: value for name, value in x._asdict().items() if value is not None or name in required}, "u")
     named = {name: value for name, value in x._asdict().items() if value is not None}
-    check_tensors(named, "u")
-    if out_dtype is not None and not out_dtype.is_floating_point:
-        raise TypeError(f"out_dtype must be floating-point, got {out_dtype}")
+    if out_dtype is not None and not (isinstance(out_dtype, torch.dtype) and out_dtype.is_floating_point):
+        raise TypeError(f"out_dtype must be a floating-point dtype, got {out_dtype!r}")
     if x.u.ndim != 3:
         raise ValueError(f"u must be (B, D, L), got shape {tuple(x.u.shape)}")
     batch, channels, length = x.u.shape

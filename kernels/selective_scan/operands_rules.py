@@ -1,26 +1,45 @@
 """What holds of every scan's operands, whatever computes it: what they may be, and what torch's modes make of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor
 
 
-def check_tensors(named: Mapping[str, Tensor], first: str) -> None:
+def check_tensors(named: Mapping[str, Tensor | None], first: str) -> None:
     """Raise unless all are real, floating-point and on the device of the `first`."""
     for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {value!r}")
         if value.is_complex():
             raise TypeError(f"{name} must be real, got {value.dtype}: this scan has no complex state")
         if not value.is_floating_point():
             raise TypeError(f"{name} must be floating-point, got {value.dtype}")
-        check_device(name, value, first, named[first])
+        check_device(name, value, first, cast(Tensor, named[first]))
 
 
 def check_device(name: str, value: Tensor, first: str, other: Tensor) -> None:
     """Raise unless two tensors share a device."""
     if value.device != other.device:
         raise ValueError(f"{name} must be on the device of {first}, {other.device}, got {value.device}")
+
+
+def narrow(operands: Mapping[str, Tensor | None], over_time: Sequence[str], dtype: torch.dtype) -> list[Tensor | None]:
+    """Cast what varies over time, unless it is float64; what has two axes is constant."""
+    return [
+        x if x is None or name not in over_time or x.ndim <= 2 or x.dtype == torch.float64 else x.to(dtype)
+        for name, x in operands.items()
+    ]
+
+
+def under_autocast(
+    operands: Mapping[str, Tensor | None], over_time: Sequence[str], device: torch.device
+) -> dict[str, Any]:
+    """Do for a form that is no operator what `register_autocast` does for operators."""
+    if not torch.is_autocast_enabled(device.type):
+        return dict(operands)
+    return dict(zip(operands, narrow(operands, over_time, torch.get_autocast_dtype(device.type)), strict=True))
 
 
 def register_autocast(name: str, op: Callable[..., Any], operands: Sequence[str], over_time: Sequence[str]) -> None:
@@ -30,20 +49,15 @@ def register_autocast(name: str, op: Callable[..., Any], operands: Sequence[str]
         name: the qualified name of the op.
         op: the op itself.
         operands: the names of its first arguments.
-        over_time: which of them may be cast; one of two axes is constant, and is not.
+        over_time: which of them may be cast.
     """
-
-    def narrow(name: str, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        if x is None or name not in over_time or x.ndim <= 2 or x.dtype == torch.float64:
-            return x
-        return x.to(dtype)
 
     def register(device_type: str, key: str) -> None:
         @torch.library.impl(name, key)
         def _(*inputs: Any) -> Any:
             dtype = torch.get_autocast_dtype(device_type)
             count = len(operands)
-            cast = [narrow(name, x, dtype) for name, x in zip(operands, inputs[:count], strict=True)]
+            cast = narrow(dict(zip(operands, inputs[:count], strict=True)), over_time, dtype)
             with torch.autocast(device_type, enabled=False):
                 return op(*cast, *inputs[count:])
 

@@ -48,7 +48,7 @@ class _Steps:
         pixels = pixels_of_steps(directions, self.height, self.width, device, x.order).expand(self.batch, -1, -1)
         images = torch.arange(self.batch, device=device)[:, None, None]
         groups = torch.arange(self.count, device=device)[:, None]
-        steps = torch.empty_like(pixels)
+        steps = torch.zeros_like(pixels)  # where an order is no permutation, a pixel is never visited
         steps[images, groups, pixels] = torch.arange(self.length, device=device)
         # Which rows of (B, L) and of (B, K, L) to read for (B, L, K), and which of that for (B, K, L) again.
         self.shared = (images * self.length + pixels).transpose(1, 2).flatten()

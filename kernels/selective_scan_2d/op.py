@@ -9,12 +9,13 @@ from torch import Tensor
 
 from ..dispatch import Backend, Kernel
 from ..selective_scan import selective_scan_exponentials, selective_scan_flops
-from ..selective_scan.operands_rules import refuse_second_derivative, register_autocast
+from ..selective_scan.operands_rules import refuse_second_derivative, register_autocast, under_autocast
 from . import fallback
 from .operands import DIRECTIONS, Direction, Operands2d, check_operands
 from .reference import selective_scan_2d_reference
 
 KERNEL = Kernel("selective_scan_2d")
+OVER_PIXELS = ("x", "delta", "B", "C")
 
 
 def selective_scan_2d(
@@ -69,7 +70,8 @@ def selective_scan_2d(
         delta_softplus: whether softplus makes `delta` positive.
         directions: one or more of "row", "column", "row_reversed" and "column_reversed", in the order of K.
         merge: whether the directions are added up.
-        order: a permutation of each image's pixels, which is not checked to be one: step l of "row" visits pixel
+        order: a permutation of each image's pixels, which is not checked to be one (on a GPU, numbers beyond the
+            image read and write elsewhere): step l of "row" visits pixel
             ``order[b, l]``, counted along rows, and "row_reversed" starts at its end. There are no columns then.
         backend: "triton", "torch" or "reference"; "auto" takes Triton on CUDA tensors. Only the reference can be
             differentiated twice.
@@ -91,8 +93,10 @@ def selective_scan_2d(
     check_operands(operands, directions)
     form = KERNEL.choose(backend, x)
     if form == "reference":
-        options = {"delta_softplus": delta_softplus, "directions": directions, "merge": merge, "order": order}
-        return selective_scan_2d_reference(x, delta, A, B, C, D, delta_bias=delta_bias, **options)
+        narrowed = under_autocast(operands._asdict(), OVER_PIXELS, x.device)
+        return selective_scan_2d_reference(
+            **narrowed, delta_softplus=delta_softplus, directions=directions, merge=merge
+        )
     codes = [DIRECTIONS.index(direction) for direction in directions]
     return _scan(*operands, codes, delta_softplus, merge, form)[0]
 
@@ -217,7 +221,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, _: Any) -> tuple[Tensor | None, ...
 
 _scan.register_autograd(_differentiate, setup_context=_save)
 _scan_backward.register_autograd(refuse_second_derivative("selective_scan_2d"))
-register_autocast("claritycore::selective_scan_2d", _scan, Operands2d._fields, ("x", "delta", "B", "C"))
+register_autocast("claritycore::selective_scan_2d", _scan, Operands2d._fields, OVER_PIXELS)
 
 
 # vmap is a loop: the calls may differ in A, whose gradients must stay apart, while all directions of one share x.

@@ -41,12 +41,12 @@ class Operands2d(NamedTuple):
 
     def outputs(self, merge: bool) -> tuple[Tensor, Tensor]:
         """Allocate what forward returns: y and the checkpoints."""
-        _, height, width, _ = self.x.shape
+        batch, height, width, _ = self.x.shape  # not len(x), which would fix the size when a call is traced
         count, channels, state = self.A.shape
         checkpoints = (height * width + CHECKPOINT_STEPS - 1) // CHECKPOINT_STEPS + 1
         return (
             self.x.new_empty(self.x.shape if merge else self.delta.shape),
-            self.x.new_empty(len(self.x), checkpoints, count * channels, state, dtype=self.dtype),
+            self.x.new_empty(batch, checkpoints, count * channels, state, dtype=self.dtype),
         )
 
     def like(self, gradients: Mapping[str, Tensor]) -> "Operands2d":
@@ -77,7 +77,8 @@ def _like(value: Tensor, operand: Tensor) -> Tensor:
 def check_operands(x: Operands2d, directions: Sequence[str]) -> None:
     """Raise unless the directions exist and the operands fit them and together."""
     _check_directions(directions, x.order)
-    check_tensors({name: value for name, value in x._asdict().items() if value is not None and name != "order"}, "x")
+    optional = ("D", "delta_bias", "order")
+    check_tensors({k: v for k, v in x._asdict().items() if k not in optional or (v is not None and k != "order")}, "x")
     if x.order is not None:
         if x.order.is_floating_point() or x.order.is_complex() or x.order.dtype == torch.bool:
             raise TypeError(f"order must be integer, got {x.order.dtype}")

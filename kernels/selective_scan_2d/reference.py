@@ -25,7 +25,7 @@ def selective_scan_2d_reference(
     order: Tensor | None = None,
 ) -> Tensor:
     """Compute `selective_scan_2d` by its formula; see there for the contract. Differentiable any number of times."""
-    batch, height, width, _ = x.shape
+    batch, height, width, channels = x.shape
     codes = [DIRECTIONS.index(direction) for direction in directions]
     pixels = pixels_of_steps(codes, height, width, x.device, order).expand(batch, -1, -1)
     outputs = []
@@ -44,7 +44,7 @@ def selective_scan_2d_reference(
                 out_dtype=torch.promote_types(x.dtype, torch.float32),
             ),
         )
-        outputs.append(_put_back(y, pixels[:, k]).view(batch, height, width, -1))
+        outputs.append(_put_back(y, pixels[:, k]).view(batch, height, width, channels))
     y = torch.stack(outputs, dim=1)
     return (y.sum(1) if merge else y).to(x.dtype)
 

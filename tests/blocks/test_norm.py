@@ -60,6 +60,26 @@ def test_gradients(block, memory_format):
     assert torch.autograd.gradcheck(lambda x, *_: norm(x), (x, *norm.parameters()))
 
 
+@pytest.mark.parametrize("block", [LayerNorm2d, RMSNorm2d])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_second_derivatives_and_vmap(block, memory_format):
+    norm = block(3).double()
+    x = normal((2, 3, 2, 3), dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    assert torch.autograd.gradgradcheck(norm, x)
+    torch.testing.assert_close(torch.vmap(norm)(x[:, None])[:, 0], norm(x), rtol=1e-12, atol=1e-12)
+
+
+def test_compiled_and_eager_layer_norm_agree():
+    """In eager mode on a CPU it is a batch norm over the channels; compiled, the formula."""
+    norm = LayerNorm2d(16).double()
+    x = normal((3, 16, 5, 7), dtype=torch.float64)
+    torch._dynamo.reset()
+    compiled = torch.compile(norm, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), norm(x), rtol=1e-12, atol=1e-12)
+    exported = torch.export.export(norm, (x,))
+    assert not any("batch_norm" in str(node.target) for node in exported.graph.nodes)
+
+
 def test_bad_arguments_raise():
     for block in (LayerNorm2d, RMSNorm2d):
         with pytest.raises(ValueError, match="channels must be an integer of at least 1, got 0"):

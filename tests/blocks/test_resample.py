@@ -25,6 +25,24 @@ def test_pixel_shuffle_keeps_kaimings_spread():
     assert PixelShuffleUp(64, scale_factor=2).conv.weight.std().item() == pytest.approx(plain, rel=0.02)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@given(x=feature_maps(4), scale=st.integers(1, 4))
+def test_pixel_shuffle_is_torchs_in_both_memory_formats(memory_format, x, scale):
+    up = PixelShuffleUp(4, 3, scale_factor=scale).to(memory_format=memory_format)
+    x = x.contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        convolved = up.conv(x)
+        y, expected = up(x), F.pixel_shuffle(convolved, scale)
+    assert torch.equal(y, expected)
+    if convolved.is_contiguous(memory_format=memory_format):
+        assert y.is_contiguous(memory_format=memory_format)
+
+
+def test_pixel_shuffle_is_one_operator_in_an_export():
+    program = torch.export.export(PixelShuffleUp(4), (normal((1, 4, 5, 7)),))
+    assert torch.ops.aten.pixel_shuffle.default in [node.target for node in program.graph.nodes]
+
+
 def cubic(distance: float, a: float = -0.75) -> float:
     d = abs(distance)
     if d <= 1:

@@ -1,15 +1,16 @@
 """ONNX of the kernels and of the blocks on them, run by onnxruntime at sizes other than the exported one."""
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from claritycore.blocks import SelectiveScan2d, SSMGlobalMixer
-from claritycore.deploy.onnx_ops import to_onnx
 from claritycore.kernels import selective_scan, selective_scan_2d
 from tests.strategies import normal
+
+onnxruntime = pytest.importorskip("onnxruntime")
+to_onnx = pytest.importorskip("claritycore.deploy.onnx_ops").to_onnx
 
 DYNAMIC = torch.export.Dim.DYNAMIC
 
@@ -23,7 +24,7 @@ def run(program: torch.onnx.ONNXProgram, arguments) -> list[np.ndarray]:
     return session.run(None, feeds)
 
 
-def check(module: nn.Module, make, sizes, dynamic_shapes) -> None:
+def check(module: nn.Module, make, sizes, dynamic_shapes, tolerance: float = 1e-5) -> None:
     """Export at the first size; compare with eager at all of them."""
     program = to_onnx(module.eval(), make(sizes[0]), dynamic_shapes=dynamic_shapes)
     for size in sizes:
@@ -32,7 +33,7 @@ def check(module: nn.Module, make, sizes, dynamic_shapes) -> None:
             expected = module(*arguments)
         expected = expected if isinstance(expected, tuple) else (expected,)
         for actual, wanted in zip(run(program, arguments), expected, strict=True):
-            np.testing.assert_allclose(actual, wanted.numpy(), rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(actual, wanted.numpy(), rtol=tolerance, atol=tolerance)
 
 
 class Scan(nn.Module):
@@ -60,6 +61,17 @@ def test_the_scan_at_other_lengths(reverse, projections):
 
     lengths = tuple({x.ndim - 1: DYNAMIC} if x.shape[-1] == 11 else {} for x in make(11))
     check(Scan(reverse=reverse), make, [11, 1, 30], lengths)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float16, 5e-3)])
+def test_the_scan_in_other_dtypes(dtype, tolerance):
+    def make(length):
+        u, delta, z = (normal((2, 6, length), seed=seed, dtype=dtype) for seed in (0, 1, 4))
+        B, C = (normal((2, 3, 4, length), seed=seed, dtype=dtype) for seed in (2, 3))
+        A, D = -normal((6, 4), dtype=dtype).abs(), normal((6,), dtype=dtype)
+        return u, delta, A, B, C, D, z, D, normal((2, 6, 4), dtype=dtype)
+
+    check(Scan(), make, [11], None, tolerance)
 
 
 class Scan2d(nn.Module):
@@ -106,8 +118,8 @@ def test_the_scan_over_images_in_an_order_of_its_own():
 @pytest.mark.parametrize("block", [SelectiveScan2d(8, d_state=4), SSMGlobalMixer(8, d_state=4, gate=1.0)])
 def test_the_blocks_at_other_sizes(block):
     torch.manual_seed(0)
-    sides = ({2: DYNAMIC, 3: DYNAMIC},)
-    check(block, lambda size: (normal((1, 8, *size)),), [(5, 7), (8, 3), (12, 12)], sides)
+    sizes = (dict.fromkeys((0, 2, 3), DYNAMIC),)
+    check(block, lambda size: (normal((size[0], 8, *size[1:])),), [(2, 5, 7), (1, 8, 3), (3, 12, 12)], sizes)
 
 
 def test_training_mode_is_refused():

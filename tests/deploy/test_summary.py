@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from claritycore.blocks import RRDB, BicubicUp, PixelShuffleUp, ResidualDenseBlock, SelectiveScan2d
-from claritycore.deploy import flop_formulas, fvcore_handles, summarize
+from claritycore.deploy import Summary, flop_formulas, fvcore_handles, summarize
 from claritycore.nets import RRDBNet, RRDBNetConfig
 
 
@@ -84,6 +84,7 @@ def test_fvcore_counts_the_same_with_our_handles():
 
 def test_it_reads_well_and_leaves_the_module_alone():
     block = RRDB(8, growth_channels=4)
+    assert isinstance(summarize(block, (1, 8, 16, 16)), Summary)
     weight = block.rdb1.conv1.weight
     printed = str(summarize(block, (1, 8, 16, 16)))
     assert printed.startswith("RRDB: (1, 8, 16, 16) -> (1, 8, 16, 16)")

@@ -112,6 +112,27 @@ def test_a_link_to_nowhere_counts_as_a_file(tmp_path):
     assert path.is_symlink()
 
 
+@pytest.mark.parametrize("target_exists", [True, False])
+def test_overwriting_a_link_writes_the_file_that_it_points_to(tmp_path, target_exists):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "b.png", tmp_path / "a.png"
+    if target_exists:
+        write_image(target, OLD)
+    link.symlink_to(Path("elsewhere") / "b.png")
+    write_image(link, NEW, overwrite=True)
+    assert link.is_symlink()
+    assert not target.is_symlink()
+    assert torch.equal(read_image(target).pixels, NEW.pixels)
+    assert list(target.parent.iterdir()) == [target]
+    assert sorted(tmp_path.iterdir()) == [link, target.parent]
+
+
+def test_a_link_to_a_missing_folder_is_refused(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "nowhere" / "b.png")
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder: create it before writing b\.png"):
+        write_image(tmp_path / "a.png", NEW, overwrite=True)
+
+
 def test_permissions(tmp_path):
     umask = os.umask(0o027)
     try:

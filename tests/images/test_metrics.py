@@ -46,7 +46,7 @@ def test_rgb_to_y_spans_the_studio_swing():
 @settings(deadline=None, max_examples=30)
 @given(
     channels=st.sampled_from([1, 3]),
-    height=st.integers(11, 40),
+    height=st.one_of(st.integers(11, 40), st.sampled_from([73, 74, 75, 85, 138, 139])),  # around strips of 64 rows
     width=st.integers(11, 40),
     depth=st.sampled_from([8, 16, None]),
     seed=st.integers(0, 99),
@@ -106,6 +106,12 @@ def test_each_sample_has_its_own_value(photo):
         torch.testing.assert_close(values[2:], metric(batch[2:], target[2:]))
 
 
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_gradients_flow_where_nothing_is_rounded(metric, photo):
+    image, target = noisy(photo).double()[..., :12, :13].requires_grad_(), photo.double()[..., :12, :13]
+    assert torch.autograd.gradcheck(lambda x: metric(x, target, depth=None), image)
+
+
 def test_depth_none_neither_clamps_nor_rounds(photo):
     assert psnr(photo + 0.001, photo).item() == float("inf")
     np.testing.assert_allclose(psnr(photo.double() + 0.001, photo.double(), depth=None).item(), 60, rtol=1e-9)
@@ -163,6 +169,18 @@ def test_refuses_images_that_cannot_be_compared():
             metric(torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16), y_channel=True)
     with pytest.raises(ValueError, match="at least 11 x 11 pixels inside the border, got 10 x 12"):
         ssim(torch.zeros(1, 3, 16, 18), torch.zeros(1, 3, 16, 18), crop_border=3)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_refuses_a_target_of_another_range(metric, photo):
+    with pytest.raises(ValueError, match=r"^images must be in \[0, 1\], got a target with values from 0 to 255$"):
+        metric(255 * photo, 255 * photo.round())
+    with pytest.raises(ValueError, match=r"images must be in \[0, 1\], got a target with values from -1 to 1"):
+        metric(photo, torch.where(photo > 0.5, 1.0, -1.0))
+    with pytest.raises(ValueError, match="got a target with values from nan to nan"):
+        metric(photo, photo * torch.nan)
+    metric(photo * 1.2 - 0.1, photo)  # a restored image may overshoot
+    metric(photo, photo * 1.001)
 
 
 def test_rgb_to_y_refuses_other_tensors():

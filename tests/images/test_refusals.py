@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import struct
 
 import imagecodecs
@@ -196,11 +197,23 @@ def test_writing_refuses_what_the_format_cannot_hold(tmp_path):
 
 
 def test_writing_refuses_what_the_encoder_cannot_hold(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.webp cannot be written as WebP: "):
-        write_image(tmp_path / "a.webp", Picture(torch.zeros(1, 1, 1, 16384)))
+    for name, format, size, largest in [
+        ("a.webp", "WebP", (1, 16_384), 16_383),
+        ("a.jpg", "JPEG", (65_501, 1), 65_500),
+        ("a.jpeg", "JPEG", (1, 70_000), 65_500),
+    ]:
+        message = f"{name}: {format} holds sides of up to {largest} pixels, got {size[1]} x {size[0]}; write PNG or"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            write_image(tmp_path / name, Picture(torch.zeros(1, 1, *size)))
     with pytest.raises(ValueError, match=r"a\.jpg cannot be written as JPEG: "):
         write_image(tmp_path / "a.jpg", Picture(torch.zeros(1, 1, 1, 2), exif=b"II*\0" + bytes(70_000)))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_largest_sides_are_written(tmp_path):
+    for name, size in [("a.webp", (1, 16_383)), ("a.jpg", (65_500, 1)), ("a.bmp", (1, 70_000))]:
+        write_image(tmp_path / name, Picture(torch.zeros(1, 1, *size)))
+        assert read_image(tmp_path / name).pixels.shape[-2:] == size
 
 
 @pytest.mark.parametrize(

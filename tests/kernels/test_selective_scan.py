@@ -54,7 +54,9 @@ class Case:
             "C": draw(*(constant if self.constant_C else varying)),
             "D": draw(self.channels) if self.D else None,
             "z": draw(*over_time) if self.z else None,
-            "delta_bias": draw(self.channels) - 2 if self.bias and self.softplus else None,
+            "delta_bias": (draw(self.channels) - 2 if self.softplus else draw(self.channels).abs() / 4)
+            if self.bias
+            else None,
             "initial_state": draw(self.batch, *constant) if self.initial else None,
             "delta_softplus": self.softplus,
             "reverse": self.reverse,
@@ -143,14 +145,15 @@ def test_the_fallback_agrees(case):
     assert_right(case, "torch", CPU)
 
 
+@pytest.mark.parametrize("softplus", [True, False])
 @pytest.mark.parametrize("length", [0, 1, 31, 32, 33, 255, 1023, 2049, 5000])
-def test_the_fallback_agrees_at_every_length(length, monkeypatch):
+def test_the_fallback_agrees_at_every_length(length, softplus, monkeypatch):
     five_chunks = 5 * 32 * 2 * 3
     monkeypatch.setattr(fallback_windows, "WINDOW_ELEMENTS", five_chunks)
-    assert_right(Case(length, channels=2, reverse=length % 2 == 0), "torch", CPU)
+    assert_right(Case(length, channels=2, softplus=softplus, reverse=length % 2 == 0), "torch", CPU)
 
 
-@settings(max_examples=10)
+@settings(max_examples=settings.default.max_examples * 2 // 5)
 @given(case=cases(st.integers(0, 9)))
 def test_triton_agrees(case, device):
     assert_right(case, "triton", device)

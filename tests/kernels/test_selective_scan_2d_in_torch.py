@@ -92,16 +92,18 @@ def test_it_exports_with_any_size(strict):
         def forward(self, x, delta, A, B, C):
             return selective_scan_2d(x, delta, A, B, C, delta_softplus=True)
 
-    def inputs(*size):
-        return tuple(Case(*size).inputs(dtype=torch.float32)[name] for name in TENSORS[:5])
+    def inputs(*size, batch=1):
+        return tuple(Case(*size, batch=batch).inputs(dtype=torch.float32)[name] for name in TENSORS[:5])
 
     height, width = torch.export.Dim("height", min=1), torch.export.Dim("width", min=1)
-    image, ways = {1: height, 2: width}, {2: height, 3: width}
+    batch = torch.export.Dim("batch", min=1)
+    image, ways = {0: batch, 1: height, 2: width}, {0: batch, 2: height, 3: width}
     shapes = (image, ways, None, ways, ways)
-    program = torch.export.export(Scan(), inputs(6, 7), dynamic_shapes=shapes, strict=strict)
+    program = torch.export.export(Scan(), inputs(6, 7, batch=2), dynamic_shapes=shapes, strict=strict)
     assert [node.target for node in program.graph.nodes].count(OP.default) == 1
-    for size in ((1, 1), (13, 4)):
-        assert torch.equal(program.module()(*inputs(*size)), Scan()(*inputs(*size)))
+    for *size, batch in ((1, 1, 1), (13, 4, 3)):
+        arguments = inputs(*size, batch=batch)
+        assert torch.equal(program.module()(*arguments), Scan()(*arguments))
 
 
 def test_it_runs_on_meta():

@@ -133,6 +133,14 @@ def test_vmap_over_gradients_keeps_those_of_parameters_apart():
         assert error(got, want) <= 1e-12
 
 
+def test_the_reference_obeys_autocast_too():
+    leaves = [MIXED.inputs(dtype=torch.float32)[name] for name in TENSORS]
+    with torch.autocast("cpu", torch.bfloat16):
+        reference, fast = (both(*leaves, backend=backend, case=MIXED) for backend in ("reference", "torch"))
+    assert [x.dtype for x in reference] == [x.dtype for x in fast] == [torch.bfloat16, torch.float32]
+    assert error(fast[0], reference[0]) <= 1e-2
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_autocast_casts_what_varies_over_time(compiled):
     scan = torch.compile(both, fullgraph=True, backend="aot_eager") if compiled else both
@@ -181,7 +189,9 @@ REFUSED = [
     ({"initial_state": torch.zeros(1, 3, 4)}, ValueError, r"initial_state must be \(B, D, N\) = \(1, 4, 3\), got"),
     ({"u": torch.zeros(1, 4, 5, dtype=torch.int64)}, TypeError, "u must be floating-point, got torch.int64"),
     ({"delta": torch.zeros(1, 4, 5, device="meta")}, ValueError, "delta must be on the device of u, cpu, got meta"),
-    ({"out_dtype": torch.int32}, TypeError, "out_dtype must be floating-point, got torch.int32"),
+    ({"out_dtype": torch.int32}, TypeError, "out_dtype must be a floating-point dtype, got torch.int32"),
+    ({"out_dtype": "float32"}, TypeError, "out_dtype must be a floating-point dtype, got 'float32'"),
+    ({"B": None}, TypeError, "B must be a tensor, got None"),
     ({"backend": "cuda"}, ValueError, "backend must be one of auto, triton, torch, reference, got 'cuda'"),
 ]
 

@@ -81,6 +81,7 @@ def test_a_users_net_is_built_saved_and_loaded(tmp_path):
     class UsersConfig(BaseConfig):
         width: int = 8
         kernel: tuple[int, int] = (3, 1)
+        nested: tuple[tuple[int, ...], ...] = ((1, 2), (3,))
 
         def build(self) -> nn.Module:
             return UsersNet(self)
@@ -131,11 +132,12 @@ def test_bad_registrations_raise():
 
     with pytest.raises(ValueError, match=r"the name 'rrdbnet' is taken by RRDBNetConfig"):
 
-        @register_config("rrdbnet")
+        @register_config("a-new-name", sizes={"rrdbnet": {}})
         @dataclass
         class OtherConfig(BaseConfig):
             pass
 
+    assert "a-new-name" not in list_models()  # all of a registration, or nothing
     with pytest.raises(ValueError, match=r"MisnamedConfig.model_type is 'one', not 'two'"):
 
         @register_config("two")
