@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.selective_scan import LARGEST_STATE
 from ..kernels.selective_scan_2d import DIRECTIONS, Direction, selective_scan_2d
 from .checks import check_feature_map, check_odd, check_positive
 from .norm import RMSNorm2d
@@ -78,6 +79,8 @@ class SelectiveScan2d(nn.Module):
         super().__init__()
         check_positive(channels=channels, d_state=d_state)
         check_odd(d_conv=d_conv)
+        if d_state > LARGEST_STATE:
+            raise ValueError(f"d_state must be at most {LARGEST_STATE}, got {d_state}")
         if not (math.isfinite(expand) and expand * channels >= 1):
             raise ValueError(f"expand must leave at least 1 channel, got {expand} of {channels} channels")
         self.channels = channels

@@ -319,6 +319,8 @@ def test_at_a_closed_gate_only_the_gate_learns_and_at_an_open_one_everything():
         ({"d_state": 0}, "d_state must be an integer of at least 1, got 0"),
         ({"dt_rank": 0}, "dt_rank must be an integer of at least 1, got 0"),
         ({"dt_rank": "full"}, "dt_rank must be \"auto\" or a number, got 'full'"),
+        ({"d_state": 257}, "d_state must be at most 256, got 257"),
+        ({"expand": float("inf")}, "expand must leave at least 1 channel, got inf of 4 channels"),
         ({"expand": 0.2}, "expand must leave at least 1 channel, got 0.2 of 4 channels"),
         ({"d_conv": 4}, "d_conv must be an odd integer of at least 1, got 4"),
         ({"d_conv": -1}, "d_conv must be an odd integer of at least 1, got -1"),
