@@ -1,10 +1,11 @@
 """FLOPs of the operations that the usual counters leave out: one table, for torch's counter and for fvcore."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from ..kernels.depthwise_conv2d import depthwise_conv2d_flops
 from ..kernels.selective_scan import selective_scan_flops
 from ..kernels.selective_scan_2d import selective_scan_2d_flops
 
@@ -54,6 +55,26 @@ def scan_2d_backward_flops(x: Shape, delta: Shape, A: Shape, *_: Any, **__: Any)
     return scan_2d_flops(x, delta, A) * 22 // 9
 
 
+def depthwise_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::depthwise_conv2d`: a product and a sum for each output element and tap."""
+    return depthwise_conv2d_flops(*x, *weight[2:])
+
+
+def depthwise_backward_flops(
+    x: Shape,
+    weight: Shape,
+    bias: Shape | None,
+    y: Shape | None,
+    grad_y: Shape,
+    activation: str | None,
+    wanted: Sequence[bool],
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Backward of `claritycore::depthwise_conv2d`: as many for each gradient, and for what is recomputed."""
+    return depthwise_flops(x, weight) * (sum(wanted[:2]) + (activation is not None and y is None))
+
+
 def flop_formulas() -> dict[Any, Formula]:
     """The table, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`.
 
@@ -66,6 +87,8 @@ def flop_formulas() -> dict[Any, Formula]:
         aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
         aten.upsample_bilinear2d: bilinear_flops,
         aten.upsample_bicubic2d: bicubic_flops,
+        torch.ops.claritycore.depthwise_conv2d: depthwise_flops,
+        torch.ops.claritycore.depthwise_conv2d_backward: depthwise_backward_flops,
         torch.ops.claritycore.selective_scan: scan_flops,
         torch.ops.claritycore.selective_scan_2d: scan_2d_flops,
         torch.ops.claritycore.selective_scan_backward: scan_backward_flops,

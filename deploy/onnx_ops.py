@@ -1,7 +1,8 @@
 """Modules with our kernels in them as ONNX. Needs the extra `export`.
 
 A selective scan becomes ONNX's Scan, one step a turn, so that lengths, heights and widths may stay dynamic; it is
-computed in float32. A scan over images becomes one scan whose groups of channels are the directions.
+computed in float32. A scan over images becomes one scan whose groups of channels are the directions. A depthwise
+convolution becomes Conv and its activation, in float32 too.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
+from ..kernels.depthwise_conv2d.operands import LEAKY_SLOPE
 from ..kernels.selective_scan_2d.operands import pixels_of_steps
 
 OPSET = 18
@@ -38,7 +40,8 @@ def to_onnx(module: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: An
     program = torch.export.export(module, arguments, dynamic_shapes=dynamic_shapes)
     program = program.run_decompositions({torch.ops.claritycore.selective_scan_2d.default: _by_one_scan})
     table: dict[Callable[..., Any], Callable[..., Any]] = {
-        torch.ops.claritycore.selective_scan.default: _selective_scan
+        torch.ops.claritycore.depthwise_conv2d.default: _depthwise_conv2d,
+        torch.ops.claritycore.selective_scan.default: _selective_scan,
     }
     exported = torch.onnx.export(
         program, dynamo=True, custom_translation_table=table, opset_version=OPSET, verbose=False
@@ -167,6 +170,22 @@ def _selective_scan(
     last_state = _reshaped(last_state, 0, channels, state)
     y = op.CastLike(y, u) if out_dtype is None else op.Cast(y, to=out_dtype)
     return y, last_state, op.Unsqueeze(last_state, _ints(1))
+
+
+def _depthwise_conv2d(x: Any, weight: Any, bias: Any = None, activation: str | None = None, form: str = "torch") -> Any:
+    channels, _, *sides = weight.shape
+    x32, weight, bias = (None if v is None else op.Cast(v, to=FLOAT32) for v in (x, weight, bias))
+    y = op.Conv(x32, weight, bias, group=channels, pads=[side // 2 for side in sides] * 2)
+    if activation == "relu":
+        y = op.Relu(y)
+    elif activation == "leaky_relu":
+        y = op.LeakyRelu(y, alpha=LEAKY_SLOPE)
+    elif activation == "gelu":
+        half, one, scale = (op.Constant(value_float=v) for v in (0.5, 1.0, 0.5**0.5))
+        y = op.Mul(op.Mul(half, y), op.Add(one, op.Erf(op.Mul(y, scale))))
+    elif activation == "silu":
+        y = op.Mul(y, op.Sigmoid(y))
+    return op.CastLike(y, x)
 
 
 def _by_step(x: Any, groups: int, each: int) -> Any:

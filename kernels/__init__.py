@@ -1,5 +1,7 @@
 """Functional ops: a readable reference, a fast plain-torch fallback and a Triton form of each."""
 
+from .depthwise_conv2d import KERNEL as _depthwise_conv2d
+from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from .dispatch import Backend, Kernel
 from .selective_scan import KERNEL as _selective_scan
 from .selective_scan import selective_scan, selective_scan_reference
@@ -7,12 +9,14 @@ from .selective_scan_2d import KERNEL as _selective_scan_2d
 from .selective_scan_2d import selective_scan_2d, selective_scan_2d_reference
 
 # Every kernel, for `claritycore doctor`.
-KERNELS = (_selective_scan, _selective_scan_2d)
+KERNELS = (_depthwise_conv2d, _selective_scan, _selective_scan_2d)
 
 __all__ = [
     "KERNELS",
     "Backend",
     "Kernel",
+    "depthwise_conv2d",
+    "depthwise_conv2d_reference",
     "selective_scan",
     "selective_scan_2d",
     "selective_scan_2d_reference",

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, Kernel
+from ..operand_rules import fold, refuse_second_derivative, register_autocast, under_autocast, unfold
 from . import fallback
 from .operands import Operands, check_operands
-from .operands_rules import refuse_second_derivative, register_autocast, under_autocast
 from .reference import selective_scan_reference
 
 KERNEL = Kernel("selective_scan")
@@ -211,37 +211,28 @@ def _(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tens
     y, last_state, checkpoints = _scan(*operands, *inputs[OPERANDS:])
     axes = (1, 1, 2)
     outputs = zip((y, last_state, checkpoints), axes, strict=True)
-    return tuple(_unfold(x, axis, info.batch_size) for x, axis in outputs), axes
+    return tuple(unfold(x, axis, info.batch_size) for x, axis in outputs), axes
 
 
 @_scan_backward.register_vmap
 def _(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[list[Tensor], list[int]]:
     operands = _fold_operands(info.batch_size, dims, inputs)
     checkpoints_and_gradients = zip(inputs[OPERANDS:], dims[OPERANDS:], (2, 1, 1), strict=False)
-    rest = [_fold(*each, info.batch_size) for each in checkpoints_and_gradients]
+    rest = [fold(*each, info.batch_size) for each in checkpoints_and_gradients]
     gradients = _scan_backward(*operands, *rest, *inputs[OPERANDS + 3 :])
     axes = [_channel_axis(x) for x in operands if x is not None]
-    return [_unfold(x, axis, info.batch_size) for x, axis in zip(gradients, axes, strict=True)], axes
+    return [unfold(x, axis, info.batch_size) for x, axis in zip(gradients, axes, strict=True)], axes
 
 
 def _fold_operands(size: int, dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Tensor | None]:
-    def fold(x: Tensor | None, dim: int | None) -> Tensor | None:
+    def folded(x: Tensor | None, dim: int | None) -> Tensor | None:
         if x is None:
             return None
-        return _fold(x, dim, _channel_axis(x if dim is None else x.select(dim, 0)), size)
+        return fold(x, dim, _channel_axis(x if dim is None else x.select(dim, 0)), size)
 
-    return [fold(x, dim) for x, dim in zip(inputs[:OPERANDS], dims, strict=False)]
+    return [folded(x, dim) for x, dim in zip(inputs[:OPERANDS], dims, strict=False)]
 
 
 def _channel_axis(x: Tensor) -> int:
     """Which axis of an operand counts the channels, or their groups."""
     return 1 if x.ndim > 2 else 0
-
-
-def _fold(x: Tensor, dim: int | None, axis: int, size: int) -> Tensor:
-    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-    return x.movedim(0, axis).flatten(axis, axis + 1)
-
-
-def _unfold(x: Tensor, axis: int, size: int) -> Tensor:
-    return x.unflatten(axis, (size, x.shape[axis] // size))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .operands_rules import check_tensors
+from ..operand_rules import check_tensors
 
 CHECKPOINT_STEPS = 32
 """The state is kept once in so many steps; backward recomputes the rest from there."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, Kernel
+from ..operand_rules import refuse_second_derivative, register_autocast, under_autocast
 from ..selective_scan import selective_scan_exponentials, selective_scan_flops
-from ..selective_scan.operands_rules import refuse_second_derivative, register_autocast, under_autocast
 from . import fallback
 from .operands import DIRECTIONS, Direction, Operands2d, check_operands
 from .reference import selective_scan_2d_reference

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..operand_rules import check_device, check_tensors, like
 from ..selective_scan.operands import CHECKPOINT_STEPS, LARGEST_STATE
-from ..selective_scan.operands_rules import check_device, check_tensors
 
 Direction = Literal["row", "column", "row_reversed", "column_reversed"]
 
@@ -51,7 +51,7 @@ class Operands2d(NamedTuple):
 
     def like(self, gradients: Mapping[str, Tensor]) -> "Operands2d":
         """Give each gradient the strides and the dtype of its operand, with a copy where it must be."""
-        fitted = {name: _like(value, getattr(self, name)) for name, value in gradients.items()}
+        fitted = {name: like(value, getattr(self, name)) for name, value in gradients.items()}
         return Operands2d._make(fitted.get(name) for name in self._fields)
 
 
@@ -65,13 +65,6 @@ def pixels_of_steps(
         ways[1] = row.view(1, height, width).transpose(1, 2).flatten(1)
         ways[3] = ways[1].flip(1)
     return torch.stack([ways[code] for code in directions], dim=1)
-
-
-def _like(value: Tensor, operand: Tensor) -> Tensor:
-    fresh = torch.empty_like(operand, device="meta")
-    if value.dtype == operand.dtype and value.stride() == fresh.stride():
-        return value
-    return torch.empty_like(operand).copy_(value)
 
 
 def check_operands(x: Operands2d, directions: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What holds of every scan's operands, whatever computes it: what they may be, and what torch's modes make of them."""
+"""What holds of every op's operands, whatever computes it: what they may be, and what torch's modes make of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, cast
@@ -13,7 +13,7 @@ def check_tensors(named: Mapping[str, Tensor | None], first: str) -> None:
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {value!r}")
         if value.is_complex():
-            raise TypeError(f"{name} must be real, got {value.dtype}: this scan has no complex state")
+            raise TypeError(f"{name} must be real, got {value.dtype}")
         if not value.is_floating_point():
             raise TypeError(f"{name} must be floating-point, got {value.dtype}")
         check_device(name, value, first, cast(Tensor, named[first]))
@@ -25,31 +25,31 @@ def check_device(name: str, value: Tensor, first: str, other: Tensor) -> None:
         raise ValueError(f"{name} must be on the device of {first}, {other.device}, got {value.device}")
 
 
-def narrow(operands: Mapping[str, Tensor | None], over_time: Sequence[str], dtype: torch.dtype) -> list[Tensor | None]:
-    """Cast what varies over time, unless it is float64; what has two axes is constant."""
+def narrow(operands: Mapping[str, Tensor | None], varying: Sequence[str], dtype: torch.dtype) -> list[Tensor | None]:
+    """Cast what varies over time or pixels, unless it is float64; what has two axes is constant."""
     return [
-        x if x is None or name not in over_time or x.ndim <= 2 or x.dtype == torch.float64 else x.to(dtype)
+        x if x is None or name not in varying or x.ndim <= 2 or x.dtype == torch.float64 else x.to(dtype)
         for name, x in operands.items()
     ]
 
 
 def under_autocast(
-    operands: Mapping[str, Tensor | None], over_time: Sequence[str], device: torch.device
+    operands: Mapping[str, Tensor | None], varying: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
     """Do for a form that is no operator what `register_autocast` does for operators."""
     if not torch.is_autocast_enabled(device.type):
         return dict(operands)
-    return dict(zip(operands, narrow(operands, over_time, torch.get_autocast_dtype(device.type)), strict=True))
+    return dict(zip(operands, narrow(operands, varying, torch.get_autocast_dtype(device.type)), strict=True))
 
 
-def register_autocast(name: str, op: Callable[..., Any], operands: Sequence[str], over_time: Sequence[str]) -> None:
-    """Cast what varies over time to the dtype of autocast; parameters and states stay as they are, as does float64.
+def register_autocast(name: str, op: Callable[..., Any], operands: Sequence[str], varying: Sequence[str]) -> None:
+    """Cast what varies over time or pixels to the dtype of autocast; parameters and states stay, as does float64.
 
     Args:
         name: the qualified name of the op.
         op: the op itself.
         operands: the names of its first arguments.
-        over_time: which of them may be cast.
+        varying: which of them may be cast.
     """
 
     def register(device_type: str, key: str) -> None:
@@ -57,7 +57,7 @@ def register_autocast(name: str, op: Callable[..., Any], operands: Sequence[str]
         def _(*inputs: Any) -> Any:
             dtype = torch.get_autocast_dtype(device_type)
             count = len(operands)
-            cast = narrow(dict(zip(operands, inputs[:count], strict=True)), over_time, dtype)
+            cast = narrow(dict(zip(operands, inputs[:count], strict=True)), varying, dtype)
             with torch.autocast(device_type, enabled=False):
                 return op(*cast, *inputs[count:])
 
@@ -72,3 +72,22 @@ def refuse_second_derivative(name: str) -> Callable[..., NoReturn]:
         raise RuntimeError(f'{name} can be differentiated twice only with backend="reference"')
 
     return refuse
+
+
+def fold(x: Tensor, dim: int | None, axis: int, size: int) -> Tensor:
+    """Fold what vmap maps over, `size` calls along `dim`, into an axis of each call's operand."""
+    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.movedim(0, axis).flatten(axis, axis + 1)
+
+
+def unfold(x: Tensor, axis: int, size: int) -> Tensor:
+    """Undo `fold`; the calls come back along `axis`."""
+    return x.unflatten(axis, (size, x.shape[axis] // size))
+
+
+def like(value: Tensor, operand: Tensor) -> Tensor:
+    """Give a result the strides and the dtype of an operand, with a copy where it must be."""
+    fresh = torch.empty_like(operand, device="meta")
+    if value.dtype == operand.dtype and value.stride() == fresh.stride():
+        return value
+    return torch.empty_like(operand).copy_(value)
