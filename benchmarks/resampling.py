@@ -1,6 +1,7 @@
-"""PixelShuffleUp against the rearrangement written out, BicubicUp against two matrix products.
+"""PixelShuffleUp, BicubicUp and DySample against a rearrangement, two matrix products and an index of four pixels.
 
-Neither has a peer: other libraries upsample by the very calls of torch that are used here.
+The first two have no peer: other libraries upsample by the very calls of torch that are used here. That of DySample
+is the public way to write it, with a permuted copy of all coordinates for grid_sample.
 
 python -m benchmarks.resampling
 """
@@ -10,12 +11,16 @@ import math
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
-from claritycore.blocks import BicubicUp, PixelShuffleUp
+from claritycore.blocks import BicubicUp, DySample, PixelShuffleUp
 
 from .runner import Benchmark, Case, Work, main
 
 CASES = [{"channels": 64, "size": size, "scale": scale} for size in (48, 128) for scale in (2, 3)]
+# No odd scale: their middle samples lie on pixels, where rounding alone decides between two gradients.
+DYSAMPLE_CASES = [{"channels": 64, "size": size, "scale": scale} for size in (48, 128) for scale in (2, 4)]
+GROUPS = 4
 
 
 def feature_map(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -34,6 +39,13 @@ def shuffle_work(case: Case, dtype: torch.dtype, backward: bool) -> Work:
 def bicubic_work(case: Case, dtype: torch.dtype, backward: bool) -> Work:
     pixels, cell = case["size"] ** 2, case["scale"] ** 2
     return Work(bytes=3 * pixels * (1 + cell) * dtype.itemsize, flops=32 * 3 * pixels * cell)
+
+
+def dysample_work(case: Case, dtype: torch.dtype, backward: bool) -> Work:
+    c, pixels, cell = case["channels"], case["size"] ** 2, case["scale"] ** 2
+    offsets, samples = 2 * 2 * GROUPS * cell * c * pixels, 8 * c * cell * pixels
+    size = pixels * c * (1 + cell) * dtype.itemsize
+    return Work(bytes=(2 if backward else 1) * size, flops=(3 if backward else 1) * (offsets + samples))
 
 
 def shuffle_by_hand(up: PixelShuffleUp, x: Tensor) -> Tensor:
@@ -64,6 +76,38 @@ def bicubic_by_hand(up: BicubicUp, x: Tensor) -> Tensor:
     return rows @ x @ columns.T
 
 
+def dysample_by_hand(up: DySample, x: Tensor) -> Tensor:
+    """Every sample from the four pixels around it, by indexing."""
+    s, g = up.scale_factor, up.groups
+    batch, _, height, width = x.shape
+    offsets = rearrange(0.25 * up.offset(x) + up.init_pos, "b (xy g i j) h w -> xy b g (h i) (w j)", g=g, i=s, j=s)
+    columns, rows = (torch.arange(side, device=x.device).repeat_interleave(s) for side in (width, height))
+    across = (offsets[0] + columns).clamp(0, width - 1)
+    down = (offsets[1] + rows[:, None]).clamp(0, height - 1)
+    left, top = across.detach().long(), down.detach().long()
+    right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
+    maps = rearrange(x, "b (g c) h w -> b g h w c", g=g)
+    sample, group = torch.arange(batch).view(-1, 1, 1, 1), torch.arange(g).view(-1, 1, 1)
+    a, b = (across - left)[..., None], (down - top)[..., None]
+    above = (1 - a) * maps[sample, group, top, left] + a * maps[sample, group, top, right]
+    below = (1 - a) * maps[sample, group, bottom, left] + a * maps[sample, group, bottom, right]
+    return rearrange((1 - b) * above + b * below, "b g h w c -> b (g c) h w").to(x.dtype).contiguous()
+
+
+def dysample_in_public(up: DySample, x: Tensor) -> Tensor:
+    s, g = up.scale_factor, up.groups
+    batch, _, height, width = x.shape
+    offsets = (0.25 * up.offset(x) + up.init_pos).view(batch, 2, -1, height, width)
+    centres = torch.meshgrid(*(torch.arange(side).to(x) + 0.5 for side in (width, height)), indexing="xy")
+    sides = torch.tensor([width, height]).to(x).view(1, 2, 1, 1, 1)
+    places = 2 * (torch.stack(centres)[None, :, None] + offsets) / sides - 1
+    places = F.pixel_shuffle(places.view(batch, -1, height, width), s).view(batch, 2, -1, s * height, s * width)
+    grid = places.permute(0, 2, 3, 4, 1).contiguous().flatten(0, 1)
+    maps = x.reshape(batch * g, -1, height, width)
+    y = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return y.view(batch, -1, s * height, s * width)
+
+
 SHUFFLE = Benchmark(
     name="pixel_shuffle_up",
     cases=CASES,
@@ -82,5 +126,20 @@ BICUBIC = Benchmark(
     work=bicubic_work,
 )
 
+DYSAMPLE = Benchmark(
+    name="dysample",
+    cases=DYSAMPLE_CASES,
+    inputs=feature_map,
+    build=lambda case: DySample(case["channels"], scale_factor=case["scale"], groups=GROUPS),
+    providers={
+        "reference": lambda up: lambda x: dysample_by_hand(up, x),
+        "ours": lambda up: up,
+        "public": lambda up: lambda x: dysample_in_public(up, x),
+    },
+    peer="public",
+    backward=True,
+    work=dysample_work,
+)
+
 if __name__ == "__main__":
-    raise SystemExit(main(SHUFFLE, BICUBIC))
+    raise SystemExit(main(SHUFFLE, BICUBIC, DYSAMPLE))

@@ -1,5 +1,7 @@
 """Argument checks that every block shares, so that their messages read alike."""
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 
@@ -15,6 +17,12 @@ def check_odd(**values: int) -> None:
     for name, value in values.items():
         if type(value) is not int or value < 1 or value % 2 == 0:
             raise ValueError(f"{name} must be an odd integer of at least 1, got {value!r}")
+
+
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Raise ValueError unless the value is one of those known."""
+    if value not in (known := tuple(known)):
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 def check_feature_map(x: Tensor, channels: int | None, block: nn.Module) -> None:

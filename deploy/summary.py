@@ -90,12 +90,13 @@ class Summary:
         )
 
 
-def summarize(module: nn.Module, input_shape: Sequence[int]) -> Summary:
-    """Count what a forward call on one tensor costs. Runs a copy on the meta device: no memory, no arithmetic.
+def summarize(module: nn.Module, input_shape: Sequence[int], *further: Sequence[int]) -> Summary:
+    """Count what a forward call costs. Runs a copy on the meta device: no memory, no arithmetic.
 
     Args:
-        module: a block or a net that takes one tensor and returns one tensor.
-        input_shape: shape of the tensor, (B, C, H, W).
+        module: a block or a net that takes tensors and returns one.
+        input_shape: shape of the first tensor, (B, C, H, W).
+        further: shapes of the others, if there are others.
 
     Raises:
         ValueError: if the module refuses the shape.
@@ -110,7 +111,7 @@ def summarize(module: nn.Module, input_shape: Sequence[int]) -> Summary:
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     census = _Census(set(counter.flop_registry))
     with torch.no_grad(), counter, census:
-        output: Tensor = twin(torch.empty(tuple(input_shape), device="meta"))
+        output: Tensor = twin(*(torch.empty(tuple(shape), device="meta") for shape in (input_shape, *further)))
     by_module = counter.get_flop_counts()
     kind = type(module).__name__
     parts = tuple(

@@ -1,14 +1,15 @@
-"""What every net shares: a config, files that say what they are, and padding to its stride."""
+"""What every net shares: a config, and files that say what they are."""
 
 from os import PathLike
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from .checkpoints import Checkpoint, write_checkpoint
 from .registry import AutoModel, BaseConfig
+
+SCALES = (1, 2, 3, 4, 8)
 
 
 class RestorationNet(nn.Module):
@@ -43,16 +44,22 @@ class RestorationNet(nn.Module):
         return write_checkpoint(path, Checkpoint(self.state_dict(), self.config.model_type, self.config.to_dict()))
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike[str], config: BaseConfig | None = None) -> Self:
+    def from_pretrained(cls, path: str | PathLike[str], config: BaseConfig | None = None, **overrides: Any) -> Self:
         """Load a checkpoint of this net; `AutoModel.from_pretrained` says what is read and raised.
 
         Raises:
             ValueError: besides, if the checkpoint is one of another net.
         """
-        model = AutoModel.from_pretrained(path, config)
+        model = AutoModel.from_pretrained(path, config, **overrides)
         if not isinstance(model, cls):
             raise ValueError(f"{path} is a checkpoint of {type(model).__name__}, not of {cls.__name__}")
         return model
+
+
+def check_scale(scale: int) -> None:
+    """Raise unless `scale` is an upscaling factor that the reference nets are made for."""
+    if type(scale) is not int or scale not in SCALES:
+        raise ValueError(f"scale must be one of {', '.join(map(str, SCALES))}, got {scale!r}")
 
 
 def check_image(image: Tensor, channels: int, net: nn.Module) -> None:
@@ -63,21 +70,3 @@ def check_image(image: Tensor, channels: int, net: nn.Module) -> None:
     if image.ndim != 4 or image.shape[1] != channels or 0 in image.shape[2:]:
         wanted = f"C = {channels} channels and H, W >= 1"
         raise ValueError(f"{name} takes images (B, C, H, W) with {wanted}, got {tuple(image.shape)}")
-
-
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Pad below and on the right until H and W are multiples: by reflection, by the far edge once that runs out.
-
-    Shape:
-        ``(B, C, H, W)`` -> ``(B, C, H', W')``, the smallest multiples >= H and W.
-
-    >>> pad_to_multiple(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 2)
-    tensor([[[[1., 2., 3., 2.],
-              [1., 2., 3., 2.]]]])
-    """
-    for dim in (2, 3):
-        size = image.shape[dim]
-        if size % multiple:
-            index = torch.arange(size + -size % multiple, device=image.device)
-            image = image.index_select(dim, torch.where(index < size, index, 2 * (size - 1) - index).clamp(min=0))
-    return image

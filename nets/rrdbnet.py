@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from ..blocks import RRDB, PixelShuffleUp
 from ..blocks.checks import check_positive
-from .base import RestorationNet, check_image, pad_to_multiple
+from ..blocks.padding import pad_to_multiple
+from .base import RestorationNet, check_image, check_scale
 from .output import RestorationOutput
 from .registry import BaseConfig, register_config
 
@@ -33,9 +34,11 @@ class RRDBNetConfig(BaseConfig):
         num_grow_ch: growth of their dense blocks.
         upsampler: "pixelshuffle", or "nearest+conv", the net of ESRGAN with the tensor names of BasicSR: scales 1 and
             2 then unshuffle the image by 4 and 2 first and upsample by 4, as there.
+        unshuffle_stem: False for "nearest+conv" without that unshuffling: the nets of ESRGAN for scales 1 and 2, with
+            no stage and with one. Nothing changes at other scales, nor with "pixelshuffle".
 
     Raises:
-        ValueError: if a number is no integer or < 1, or the scale or the upsampler is none of those.
+        ValueError: if a number is no integer or < 1, or the scale, the upsampler or the stem is none of those.
 
     >>> RRDBNetConfig(scale=2, upsampler="nearest+conv").unshuffle
     2
@@ -48,19 +51,22 @@ class RRDBNetConfig(BaseConfig):
     num_block: int = 23
     num_grow_ch: int = 32
     upsampler: Literal["pixelshuffle", "nearest+conv"] = "pixelshuffle"
+    unshuffle_stem: bool = True
 
     def __post_init__(self) -> None:
-        counts = ("in_channels", "out_channels", "scale", "num_feat", "num_block", "num_grow_ch")
+        counts = ("in_channels", "out_channels", "num_feat", "num_block", "num_grow_ch")
         check_positive(**{name: getattr(self, name) for name in counts})
-        if self.scale not in STAGES:
-            raise ValueError(f"scale must be one of {', '.join(map(str, STAGES))}, got {self.scale}")
+        check_scale(self.scale)
         if self.upsampler not in UPSAMPLERS:
             raise ValueError(f"upsampler must be one of {', '.join(UPSAMPLERS)}, got {self.upsampler!r}")
+        if not isinstance(self.unshuffle_stem, bool):
+            raise ValueError(f"unshuffle_stem must be True or False, got {self.unshuffle_stem!r}")
 
     @property
     def unshuffle(self) -> int:
         """By how much the stem folds pixels into channels."""
-        return {1: 4, 2: 2}.get(self.scale, 1) if self.upsampler == "nearest+conv" else 1
+        unshuffles = self.upsampler == "nearest+conv" and self.unshuffle_stem
+        return {1: 4, 2: 2}.get(self.scale, 1) if unshuffles else 1
 
     @property
     def stages(self) -> tuple[int, ...]:

@@ -19,6 +19,18 @@ def upsampled(scale: int, channels: int | None = None) -> Callable[[Shape], Shap
     return lambda shape: (shape[0], channels or shape[1], scale * shape[2], scale * shape[3])
 
 
+def downsampled(scale: int, channels: int | None = None) -> Callable[[Shape], Shape]:
+    return lambda shape: (shape[0], channels or shape[1], -(-shape[2] // scale), -(-shape[3] // scale))
+
+
+def louder(block: nn.Module, factor: float) -> nn.Module:
+    """Scale every parameter: where a block starts near zero, its output would be little but rounding."""
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.mul_(factor)
+    return block
+
+
 @dataclass(frozen=True)
 class Contract:
     """What a block promises.
@@ -30,6 +42,7 @@ class Contract:
         any_channels: it takes whatever channels come.
         pixels: how many a map must have for every parameter to matter: in a scan over one, nothing decays.
         tile_safe: an output pixel depends on input pixels within `receptive_radius` alone.
+        fuses: it has a deployed form.
     """
 
     build: Callable[[int], nn.Module]
@@ -38,6 +51,7 @@ class Contract:
     any_channels: bool = False
     pixels: int = 1
     tile_safe: bool = True
+    fuses: bool = False
 
     def make(self, channels: int, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
         """Build the block with every parameter off its initial value, so that no zero hides a path."""
@@ -49,22 +63,103 @@ class Contract:
         return block.to(dtype)
 
 
+class SkipFusionOfOne(blocks.SkipFusion):
+    """Both inputs are the same map: the properties are those of blocks that take one."""
+
+    def forward(self, x):
+        return super().forward(x, x)
+
+
+# By class, and after a blank by form where a class has several.
+BRANCHES = ("5x5", "3x3@2", "1x1", "identity", "1x1-3x3", "average", "laplacian")
+PLK = {"channels": (4, 8), "fuses": True}
+
 CONTRACTS: dict[str, Contract] = {
     "LayerNorm2d": Contract(blocks.LayerNorm2d, channels=(2, 4)),
     "RMSNorm2d": Contract(blocks.RMSNorm2d),
     "ResidualDenseBlock": Contract(lambda c: blocks.ResidualDenseBlock(c, growth_channels=2)),
     "RRDB": Contract(lambda c: blocks.RRDB(c, growth_channels=2)),
     "PixelShuffleUp": Contract(lambda c: blocks.PixelShuffleUp(c, 3, scale_factor=3), upsampled(3, 3)),
+    "RepConv2d": Contract(lambda c: blocks.RepConv2d(c, kernel_size=5, branches=BRANCHES), fuses=True),
+    "RepConv2d depthwise": Contract(
+        lambda c: blocks.RepConv2d(c, kernel_size=9, groups=c, branches=("9x9", "5x5@2", "identity")), fuses=True
+    ),
+    "RepConv2d strips": Contract(
+        lambda c: blocks.RepConv2d(c, 3, kernel_size=7, padding_mode="reflect", branches=("7x3", "3x7", "1x1")),
+        lambda shape: (shape[0], 3, *shape[2:]),
+        fuses=True,
+    ),
+    "PartialLargeKernelConv": Contract(
+        lambda c: blocks.PartialLargeKernelConv(c, kernel_size=9, split_ratio=0.5, form="dilated"), **PLK
+    ),
+    "PartialLargeKernelConv dense": Contract(
+        lambda c: blocks.PartialLargeKernelConv(c, kernel_size=5, split_ratio=1.0), **PLK
+    ),
+    "PartialLargeKernelConv depthwise": Contract(
+        lambda c: blocks.PartialLargeKernelConv(c, kernel_size=7, split_ratio=0.5, form="depthwise"), **PLK
+    ),
+    "PartialLargeKernelConv rectangular": Contract(
+        lambda c: blocks.PartialLargeKernelConv(c, kernel_size=9, split_ratio=0.5, form="rectangular"), **PLK
+    ),
+    "ElementwiseAttention": Contract(blocks.ElementwiseAttention),
+    "DoubleConvChannelMixer": Contract(blocks.DoubleConvChannelMixer),
+    "PLKBlock": Contract(lambda c: blocks.PLKBlock(c, kernel_size=5, form="dilated", norm="layer"), **PLK),
+    "PLKBlock group norm": Contract(
+        lambda c: blocks.PLKBlock(c, kernel_size=5, norm="group", activation="mish"),
+        channels=(8, 16),
+        tile_safe=False,
+        fuses=True,
+    ),
+    "SPAB": Contract(lambda c: louder(blocks.SPAB(c), 1.5), fuses=True),
     "BicubicUp": Contract(lambda c: blocks.BicubicUp(2), upsampled(2), any_channels=True),
+    "DySample": Contract(
+        lambda c: blocks.DySample(c, groups=2, dyscope=True), upsampled(2), channels=(2, 4), tile_safe=False, pixels=2
+    ),
+    "DySample pl": Contract(
+        lambda c: blocks.DySample(c, scale_factor=3, style="pl", groups=3, dyscope=True),
+        upsampled(3),
+        channels=(9, 18),
+        tile_safe=False,
+        pixels=2,
+    ),
+    "MSGDown": Contract(lambda c: blocks.MSGDown(c, 6), downsampled(2, 6)),
+    "MSGDown unshuffle": Contract(lambda c: blocks.MSGDown(c, 8, form="unshuffle"), downsampled(2, 8)),
+    "MSGUp": Contract(lambda c: blocks.MSGUp(c, 3), upsampled(2, 3), channels=(4, 8)),
+    "MSGUp dysample": Contract(
+        lambda c: blocks.MSGUp(c, 3, form="dysample"), upsampled(2, 3), channels=(2, 4), tile_safe=False, pixels=2
+    ),
+    "SkipFusion": Contract(SkipFusionOfOne),
+    "SkipFusion add": Contract(lambda c: SkipFusionOfOne(c, form="add")),
+    "OverlapPatchEmbed": Contract(
+        lambda c: blocks.OverlapPatchEmbed(c, 6, kernel_size=5, stride=2, bias=True), downsampled(2, 6)
+    ),
+    "GatedFFN": Contract(lambda c: blocks.GatedFFN(c, bias=True)),
+    "ConvGate": Contract(blocks.ConvGate),
+    "NAFBlock": Contract(blocks.NAFBlock, channels=(2, 4), tile_safe=False),
+    "NAFBlock window": Contract(lambda c: blocks.NAFBlock(c, window_size=5), channels=(2, 4)),
+    # With so many numbers in between that one of them survives the ReLU.
+    "ChannelAttention": Contract(lambda c: blocks.ChannelAttention(c, reduction=1), channels=(1, 16), tile_safe=False),
+    "ChannelAttention efficient": Contract(
+        lambda c: blocks.ChannelAttention(c, form="efficient", kernel_size=3), tile_safe=False
+    ),
     "SelectiveScan2d": Contract(lambda c: blocks.SelectiveScan2d(c, d_state=4), tile_safe=False, pixels=2),
     "SSMGlobalMixer": Contract(lambda c: blocks.SSMGlobalMixer(c, d_state=4, gate=0.5), tile_safe=False, pixels=2),
 }
 
 # The nets at sizes small enough to try every property, for each scale.
 NETS: dict[str, Callable[..., nn.Module]] = {
+    "PLKSR": lambda **fields: small_plksr(**fields),
+    "PLKSR dilated": lambda **fields: small_plksr(form="dilated", norm="layer", **fields),
+    "RealPLKSR": lambda **fields: small_plksr(activation="mish", norm="group", upsampler="dysample", **fields),
+    "SPAN": lambda **fields: nets.SPAN(nets.SPANConfig(**{"num_feat": 4, "num_block": 1, **fields})),
     "RRDBNet": lambda **fields: small_rrdbnet("pixelshuffle", **fields),
     "RRDBNet nearest+conv": lambda **fields: small_rrdbnet("nearest+conv", **fields),
+    "RRDBNet nearest+conv plain stem": lambda **fields: small_rrdbnet("nearest+conv", unshuffle_stem=False, **fields),
 }
+
+
+def small_plksr(**fields) -> nets.PLKSR:
+    return nets.PLKSR(nets.PLKSRConfig(**{"num_feat": 8, "num_block": 1, "kernel_size": 5, **fields}))
 
 
 def small_rrdbnet(upsampler: str, **fields) -> nets.RRDBNet:

@@ -178,6 +178,8 @@ def test_exports_with_any_batch_height_and_width(contract: Contract):
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
     program = torch.export.export(block, (normal((2, c, 8, 11)),), dynamic_shapes=(sizes,))
     for shape in [(2, c, 8, 11), (1, c, 5, 13), (3, c, 7, 2)]:
+        if 1 in contract.out_shape(shape)[2:]:
+            continue  # of a side of 1 torch makes a program of its own
         x = normal(shape)
         assert_same(program.module()(x), block(x), torch.float32)
 
@@ -209,11 +211,14 @@ def test_receptive_radius_is_exact(contract: Contract):
     c = contract.channels[-1]
     block = contract.make(c, dtype=torch.float64).eval()
     radius = block.receptive_radius
-    side = 2 * radius + 5
+    cell = 12 // contract.out_shape((1, c, 12, 12))[-1] or 1  # input pixels that an output pixel stands for
+    side = cell * (2 * radius + 5)
     x = normal((1, c, side, side), dtype=torch.float64).requires_grad_()
     y = block(x)
-    scale = y.shape[-1] // side
-    centre = slice(scale * (side // 2), scale * (side // 2 + 1))
+    scale = y.shape[-1] * cell // side
+    middle = side // cell // 2
+    centre = slice(scale * middle, scale * (middle + 1))
     (gradient,) = torch.autograd.grad((y[..., centre, centre] ** 2).sum(), x)
-    reach = (gradient.abs().sum((0, 1)).nonzero() - side // 2).abs().max().item()
+    touched = gradient.abs().sum((0, 1)).nonzero()
+    reach = max(cell * middle - touched.min(), touched.max() - (cell * (middle + 1) - 1))
     assert reach == radius

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from claritycore.blocks import SelectiveScan2d, SSMGlobalMixer
-from claritycore.kernels import selective_scan, selective_scan_2d
+from claritycore.blocks import DySample, MSGDown, MSGUp, SelectiveScan2d, SkipFusion, SSMGlobalMixer
+from claritycore.kernels import depthwise_conv2d, selective_scan, selective_scan_2d
 from tests.strategies import normal
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -115,11 +115,58 @@ def test_the_scan_over_images_in_an_order_of_its_own():
     check(Scan2d(directions=("row", "row_reversed"), delta_softplus=True), make, [(4, 6)], None)
 
 
-@pytest.mark.parametrize("block", [SelectiveScan2d(8, d_state=4), SSMGlobalMixer(8, d_state=4, gate=1.0)])
+@pytest.mark.parametrize(
+    "block",
+    [
+        SelectiveScan2d(8, d_state=4),
+        SSMGlobalMixer(8, d_state=4, gate=1.0),
+        DySample(8, dyscope=True),
+        DySample(8, style="pl"),
+        MSGDown(8, form="unshuffle"),
+        MSGUp(8, form="dysample"),
+    ],
+)
 def test_the_blocks_at_other_sizes(block):
     torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
     sizes = (dict.fromkeys((0, 2, 3), DYNAMIC),)
     check(block, lambda size: (normal((size[0], 8, *size[1:])),), [(2, 5, 7), (1, 8, 3), (3, 12, 12)], sizes)
+
+
+def test_a_skip_of_another_size():
+    def make(size):
+        return normal((1, 4, *size[0])), normal((1, 4, *size[1]), seed=1)
+
+    pairs = [((6, 8), (5, 7)), ((4, 4), (5, 5)), ((9, 9), (9, 9))]
+    check(SkipFusion(4), make, pairs, (SIDES_OF_EACH, SIDES_OF_EACH))
+
+
+class DepthwiseConv(nn.Module):
+    def __init__(self, activation) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x, weight, bias=None):
+        return depthwise_conv2d(x, weight, bias, activation=self.activation)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "gelu", "silu"])
+def test_the_depthwise_convolution_at_other_sizes(activation):
+    bias = activation != "relu"
+
+    def make(size):
+        x = normal((size[0], 6, *size[1:]))
+        return x, normal((6, 1, 3, 17), seed=1) / 4, *([normal((6,), seed=2)] if bias else [])
+
+    shapes = (dict.fromkeys((0, 2, 3), DYNAMIC), {}, *([{}] if bias else []))
+    check(DepthwiseConv(activation), make, [(2, 9, 20), (1, 1, 3), (3, 16, 8)], shapes)
+
+
+def test_the_depthwise_convolution_in_half_precision():
+    arguments = normal((1, 4, 7, 9), dtype=torch.float16), normal((4, 1, 5, 5), seed=1, dtype=torch.float16)
+    check(DepthwiseConv("gelu"), lambda size: arguments, [()], None, 5e-3)
 
 
 def test_training_mode_is_refused():

@@ -1,0 +1,90 @@
+"""Attention over channels: which of them matter, judged from the whole map."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check_feature_map, check_odd, check_positive
+
+
+class ChannelAttention(nn.Module):
+    r"""Scale each channel by a number between 0 and 1 that follows from the means of all channels over the map.
+
+    :math:`y_c = x_c \, \sigma(f(m))_c` with :math:`m_c` the mean of channel c over all pixels.
+    "squeeze_excite": :math:`f(m) = W_2 \, \mathrm{relu}(W_1 m + b_1) + b_2` through C / r numbers.
+    "efficient": :math:`f(m) = w * m`, a convolution of k weights along the channels. Parameters have the names and
+    shapes of RCAN's `CALayer` and of ECA-Net's `eca_layer`.
+
+    Means are taken in float32 for half-precision inputs. It is not `tile_safe`: a tile has other means than its image.
+
+    Shape:
+        ``(B, C, H, W)`` -> ``(B, C, H, W)``, dtype and memory format kept.
+
+    Args:
+        channels: number of channels ``C``.
+        form: "squeeze_excite" or "efficient".
+        reduction: divisor ``r`` of the channels in between, of which at least one is left; "squeeze_excite" alone.
+        kernel_size: odd number ``k`` of weights, "efficient" alone; without it, it grows with the logarithm of C:
+            the odd number at or above the whole part of (log2(C) + 1) / 2.
+
+    Raises:
+        TypeError: if the input is not floating point.
+        ValueError: if a number is < 1, ``form`` is another word, ``kernel_size`` is even or given for
+            "squeeze_excite", or the input has another number of channels.
+
+    Source:
+        Squeeze-and-Excitation (arXiv:1709.01507), section 3, as in RCAN (arXiv:1807.02758), section 3.3; ECA-Net
+        (arXiv:1910.03151), section 3.2.
+
+    >>> ChannelAttention(32)(torch.randn(1, 32, 5, 7)).shape
+    torch.Size([1, 32, 5, 7])
+    """
+
+    tile_safe = False
+    receptive_radius = 0
+    tile_multiple = 1
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        form: Literal["squeeze_excite", "efficient"] = "squeeze_excite",
+        reduction: int = 16,
+        kernel_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(channels=channels, reduction=reduction)
+        if form not in ("squeeze_excite", "efficient"):
+            raise ValueError(f'form must be "squeeze_excite" or "efficient", got {form!r}')
+        self.channels = channels
+        self.form = form
+        if form == "efficient":
+            kernel_size = int((math.log2(channels) + 1) / 2) | 1 if kernel_size is None else kernel_size
+            check_odd(kernel_size=kernel_size)
+            self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        elif kernel_size is not None:
+            raise ValueError(f'kernel_size must be None unless form is "efficient", got {kernel_size}')
+        else:
+            hidden = max(channels // reduction, 1)
+            self.conv_du = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels, self)
+        means = mean_of_map(x)
+        if self.form == "efficient":
+            scores = self.conv(means.flatten(2).mT).mT.unflatten(2, (1, 1))
+        else:
+            scores = self.conv_du(means)
+        return x * torch.sigmoid(scores).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, form={self.form!r}"
+
+
+def mean_of_map(x: Tensor) -> Tensor:
+    """Means (B, C, 1, 1) over all pixels, summed in float32 for half-precision maps."""
+    # The gradient of a mean is a map of its own, and one of planes whatever the format of x; that of a sum is a view.
+    total = x.sum((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return (total / (x.shape[2] * x.shape[3])).to(x.dtype)

@@ -1,0 +1,66 @@
+"""Padding feature maps and images to a stride, so that any height and width may come."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Pad below and on the right until H and W are multiples: by reflection, by the far edge once that runs out.
+
+    Shape:
+        ``(B, C, H, W)`` -> ``(B, C, H', W')``, the smallest multiples >= H and W; memory format kept.
+
+    >>> pad_to_multiple(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 2)
+    tensor([[[[1., 2., 3., 2.],
+              [1., 2., 3., 2.]]]])
+    """
+    for dim in (2, 3):
+        size = image.shape[dim]
+        # In an exported program the size may be any: a branch on it would fix whether it is a multiple.
+        if multiple > 1 and (torch.compiler.is_compiling() or size % multiple):
+            index = torch.arange((size + multiple - 1) // multiple * multiple, device=image.device)
+            image = take(image, dim, torch.where(index < size, index, 2 * (size - 1) - index).clamp(min=0))
+    return image
+
+
+def take(image: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Rows (`dim` 2) or columns (`dim` 3) of a map by number, as `index_select` takes them, memory format kept.
+
+    >>> take(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 3, torch.tensor([2, 0]))
+    tensor([[[[3., 1.]]]])
+    """
+    channels_last = image.permute(0, 2, 3, 1)
+    if channels_last.is_contiguous():
+        return channels_last.index_select(dim - 1, index).permute(0, 3, 1, 2)
+    return image.index_select(dim, index)
+
+
+def pad_same(x: Tensor, radius: tuple[int, int], mode: PaddingMode) -> Tensor:
+    """Pad above and below, left and right, by as many pixels as a kernel of that radius needs, whatever the size.
+
+    Reflection takes the far edge once it runs out of pixels; circular padding goes round as often as it must.
+
+    Shape:
+        ``(B, C, H, W)`` -> ``(B, C, H + 2 radius[0], W + 2 radius[1])``.
+
+    >>> pad_same(torch.tensor([[[[1.0, 2.0, 3.0]]]]), (0, 2), "reflect")
+    tensor([[[[3., 2., 1., 2., 3., 2., 1.]]]])
+    """
+    if mode == "zeros":
+        return F.pad(x, (radius[1], radius[1], radius[0], radius[0]))
+    for dim, reach in zip((2, 3), radius, strict=True):
+        if reach == 0:
+            continue
+        size = x.shape[dim]
+        index = torch.arange(-reach, size + reach, device=x.device)
+        if mode == "circular":
+            index = index.remainder(size)
+        if mode == "reflect":
+            index = torch.where(index < size, index.abs(), 2 * (size - 1) - index)
+        x = take(x, dim, index.clamp(0, size - 1))
+    return x

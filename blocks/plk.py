@@ -1,0 +1,264 @@
+"""Partial large kernels: a wide receptive field for a quarter of the channels, and the block built around it."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .checks import check_choice, check_feature_map, check_odd, check_positive
+from .norm import LayerNorm2d
+from .rep_conv import DILATED_BRANCHES, RepConv2d
+
+Form = Literal["dense", "dilated", "rectangular", "depthwise"]
+Activation = Literal["gelu", "mish"]
+BlockNorm = Literal["none", "layer", "group"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "mish": F.mish}
+NORM_GROUPS = 4
+
+
+class PartialLargeKernelConv(nn.Module):
+    r"""Convolve the first channels with a large kernel and pass the others on.
+
+    :math:`y = [W * x_{1..c},\; x_{c+1..C}]` with :math:`c = \lfloor r C \rfloor`. What is trained, and what
+    `reparameterize_model` leaves of it:
+
+    - ``"dense"``: one convolution over all c channels
+    - ``"dilated"``: the same with 5x5 branches of dilation 1, 2, ... beside it; leaves one convolution
+    - ``"rectangular"``: K x n, n x K and n x n with n = K / 3; leaves two strips
+    - ``"depthwise"``: a depthwise kernel with UniRepLKNet's dilated branches, then 1x1; leaves these two
+
+    Shape:
+        ``(B, C, H, W)`` -> ``(B, C, H, W)``.
+
+    Args:
+        channels: number of channels ``C``.
+        kernel_size: odd size ``K`` of the kernel.
+        split_ratio: share ``r`` of the channels that are convolved, in (0, 1].
+        form: one of those above.
+        branches: instead of those that ``form`` trains, in the notation of `RepConv2d`.
+
+    Raises:
+        TypeError: if the input is not floating point.
+        ValueError: if a size is < 1 or even, no channel is convolved, ``form`` is unknown, or the input has another
+            number of channels.
+
+    Source:
+        PLKSR (arXiv:2404.11848), section 3.2; rectangular: SLaK (arXiv:2207.03620); dilated: UniRepLKNet
+        (arXiv:2311.15599), section 3.1.
+
+    >>> PartialLargeKernelConv(16, kernel_size=9)(torch.zeros(1, 16, 5, 7)).shape
+    torch.Size([1, 16, 5, 7])
+    """
+
+    tile_safe = True
+    tile_multiple = 1
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 17,
+        split_ratio: float = 0.25,
+        form: Form = "dense",
+        branches: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(channels=channels)
+        check_odd(kernel_size=kernel_size)
+        check_choice("form", form, get_args(Form))
+        if not 1 <= channels * split_ratio <= channels:
+            raise ValueError(f"split_ratio must leave 1 to {channels} channels to convolve, got {split_ratio}")
+        self.channels = channels
+        self.convolved = int(channels * split_ratio)
+        self.conv = RepConv2d(
+            self.convolved,
+            kernel_size=kernel_size,
+            groups=self.convolved if form == "depthwise" else 1,
+            branches=branches or trained_branches(form, kernel_size),
+        )
+        self.point = nn.Conv2d(self.convolved, self.convolved, 1) if form == "depthwise" else nn.Identity()
+        self.receptive_radius = self.conv.receptive_radius
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels, self)
+        convolved, passed = x.split((self.convolved, self.channels - self.convolved), dim=1)
+        convolved = self.point(self.conv(convolved))
+        return torch.cat([convolved, passed], dim=1) if self.convolved < self.channels else convolved
+
+
+class ElementwiseAttention(nn.Module):
+    r"""Gate every element by a convolution of its neighbourhood: :math:`y = x \odot \sigma(W * x + b)`, 3x3.
+
+    Shape:
+        ``(B, C, H, W)`` -> ``(B, C, H, W)``.
+
+    Args:
+        channels: number of channels ``C``.
+
+    Raises:
+        TypeError: if the input is not floating point.
+        ValueError: if ``channels`` < 1, or the input has another number of channels.
+
+    Source:
+        PLKSR (arXiv:2404.11848), section 3.3.
+
+    >>> ElementwiseAttention(8)(torch.zeros(1, 8, 5, 7)).shape
+    torch.Size([1, 8, 5, 7])
+    """
+
+    tile_safe = True
+    receptive_radius = 1
+    tile_multiple = 1
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        check_positive(channels=channels)
+        self.channels = channels
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels, self)
+        return x * torch.sigmoid(self.conv(x))
+
+
+class DoubleConvChannelMixer(nn.Module):
+    r"""Mix channels and close neighbours: :math:`y = W_2 * \phi(W_1 * x + b_1) + b_2`, both 3x3.
+
+    Shape:
+        ``(B, C, H, W)`` -> ``(B, C, H, W)``.
+
+    Args:
+        channels: number of channels ``C``.
+        expansion: the hidden width in multiples of ``C``.
+        activation: "gelu" or "mish".
+
+    Raises:
+        TypeError: if the input is not floating point.
+        ValueError: if a number is < 1, ``activation`` is unknown, or the input has another number of channels.
+
+    Source:
+        PLKSR (arXiv:2404.11848), section 3.1 (DCCM).
+
+    >>> DoubleConvChannelMixer(8)(torch.zeros(1, 8, 5, 7)).shape
+    torch.Size([1, 8, 5, 7])
+    """
+
+    tile_safe = True
+    receptive_radius = 2
+    tile_multiple = 1
+
+    def __init__(self, channels: int, *, expansion: int = 2, activation: Activation = "gelu") -> None:
+        super().__init__()
+        check_positive(channels=channels, expansion=expansion)
+        check_choice("activation", activation, ACTIVATIONS)
+        self.channels = channels
+        self.activation = activation
+        self.conv1 = nn.Conv2d(channels, expansion * channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(expansion * channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels, self)
+        return self.conv2(ACTIVATIONS[self.activation](self.conv1(x)))
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation!r}"
+
+
+class PLKBlock(nn.Module):
+    r"""Mix channels, look far, gate, refine, and add the input: the block of PLKSR.
+
+    :math:`y = x + W_r * \mathrm{EA}(\mathrm{PLK}(\mathrm{DCCM}(x)))` with a 1x1 kernel :math:`W_r`.
+
+    Shape:
+        ``(B, C, H, W)`` -> ``(B, C, H, W)``.
+
+    Args:
+        channels: number of channels ``C``.
+        kernel_size: odd size of the large kernel.
+        split_ratio: share of the channels that it convolves.
+        form: of the `PartialLargeKernelConv`: "dense", "dilated", "rectangular" or "depthwise".
+        attention: whether `ElementwiseAttention` gates.
+        norm: "none"; "layer" normalises the channels of each pixel first; "group" is RealPLKSR's normalisation before
+            the sum, in 4 groups: it takes the statistics of the whole map, so tiles are not exact.
+        activation: of the mixer, "gelu" or "mish".
+        branches: what the large kernel is trained as, instead of what ``form`` says.
+
+    Raises:
+        TypeError: if the input is not floating point.
+        ValueError: if a size, form, norm or activation is none of those, or the input has another number of channels.
+
+    Source:
+        PLKSR (arXiv:2404.11848), section 3 and figure 3.
+
+    >>> PLKBlock(16, kernel_size=9, form="dilated")(torch.zeros(1, 16, 5, 7)).shape
+    torch.Size([1, 16, 5, 7])
+    """
+
+    tile_multiple = 1
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 17,
+        split_ratio: float = 0.25,
+        form: Form = "dense",
+        attention: bool = True,
+        norm: BlockNorm = "none",
+        activation: Activation = "gelu",
+        branches: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.mixer = DoubleConvChannelMixer(channels, activation=activation)
+        self.large_kernel = PartialLargeKernelConv(
+            channels, kernel_size=kernel_size, split_ratio=split_ratio, form=form, branches=branches
+        )
+        self.attention = ElementwiseAttention(channels) if attention else nn.Identity()
+        self.refine = nn.Conv2d(channels, channels, 1)
+        self.norm_place = norm
+        self.norm = _norm(norm, channels)
+        self.tile_safe = norm != "group"
+        self.receptive_radius = self.mixer.receptive_radius + self.large_kernel.receptive_radius + int(attention)
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels, self)
+        y = self.mixer(self.norm(x) if self.norm_place == "layer" else x)
+        y = self.refine(self.attention(self.large_kernel(y)))
+        return x + (self.norm(y) if self.norm_place == "group" else y)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        small = [self.mixer.conv2, self.refine, *self.attention.modules(), *self.large_kernel.modules()]
+        for module in small:
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
+                nn.init.trunc_normal_(module.weight, std=0.02)
+
+
+def trained_branches(form: Form, kernel_size: int) -> tuple[str, ...]:
+    """The branches that each form of `PartialLargeKernelConv` is trained with."""
+    whole = f"{kernel_size}x{kernel_size}"
+    if form == "dilated":
+        return whole, *(f"5x5@{dilation}" for dilation in range(1, (kernel_size - 1) // 4 + 1))
+    if form == "rectangular":
+        short = kernel_size // 3 | 1
+        return tuple(dict.fromkeys((f"{kernel_size}x{short}", f"{short}x{kernel_size}", f"{short}x{short}")))
+    if form == "depthwise":
+        known = max((size for size in DILATED_BRANCHES if size <= kernel_size), default=None)
+        return (whole, *DILATED_BRANCHES[known][1:]) if known else (whole,)
+    return (whole,)
+
+
+def _norm(norm: BlockNorm, channels: int) -> nn.Module:
+    check_choice("norm", norm, get_args(BlockNorm))
+    if norm == "group" and channels % NORM_GROUPS:
+        raise ValueError(f"channels must be a multiple of {NORM_GROUPS} with norm 'group', got {channels}")
+    return {
+        "none": nn.Identity,
+        "layer": lambda: LayerNorm2d(channels),
+        "group": lambda: nn.GroupNorm(NORM_GROUPS, channels),
+    }[norm]()

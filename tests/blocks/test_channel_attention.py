@@ -1,0 +1,87 @@
+"""Channel attention against its formula, a channel at a time."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from claritycore.blocks import ChannelAttention
+from tests.strategies import feature_maps, normal
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+@given(x=feature_maps(6, dtype=torch.float64), reduction=st.sampled_from([1, 2, 3, 16]))
+def test_squeeze_and_excite_is_the_formula(x, reduction):
+    block = ChannelAttention(6, reduction=reduction).double()
+    first, second = block.conv_du[0], block.conv_du[2]
+    assert len(first.weight) == max(6 // reduction, 1)
+    for sample, result in zip(x, block(x), strict=True):
+        means = [channel.sum().item() / channel.numel() for channel in sample]
+        rows = zip(first.weight.flatten(1).tolist(), first.bias.tolist(), strict=True)
+        hidden = [max(sum(w * m for w, m in zip(row, means, strict=True)) + b, 0.0) for row, b in rows]
+        for c in range(6):
+            score = sum(w * h for w, h in zip(second.weight[c].flatten().tolist(), hidden, strict=True))
+            expected = sample[c] * sigmoid(score + second.bias[c].item())
+            torch.testing.assert_close(result[c], expected, rtol=0, atol=1e-12)
+
+
+@given(x=feature_maps(7, dtype=torch.float64), kernel_size=st.sampled_from([1, 3, 5, 9]))
+def test_the_efficient_form_is_a_convolution_along_the_channels(x, kernel_size):
+    block = ChannelAttention(7, form="efficient", kernel_size=kernel_size).double()
+    weights, reach = block.conv.weight.flatten().tolist(), kernel_size // 2
+    for sample, result in zip(x, block(x), strict=True):
+        means = [channel.sum().item() / channel.numel() for channel in sample]
+        for c in range(7):
+            near = [(w, c + k - reach) for k, w in enumerate(weights) if 0 <= c + k - reach < 7]
+            expected = sample[c] * sigmoid(sum(w * means[at] for w, at in near))
+            torch.testing.assert_close(result[c], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size"), [(1, 1), (4, 1), (8, 3), (16, 3), (64, 3), (128, 5), (512, 5), (2048, 7)]
+)
+def test_the_efficient_kernel_grows_with_the_channels(channels, size):
+    """|log2(C) / 2 + 1 / 2|_odd as the authors' code rounds it."""
+    assert ChannelAttention(channels, form="efficient").conv.kernel_size == (size,)
+
+
+def test_the_public_layouts():
+    excite = {name: tuple(tensor.shape) for name, tensor in ChannelAttention(64).state_dict().items()}
+    assert excite == {
+        "conv_du.0.weight": (4, 64, 1, 1),
+        "conv_du.0.bias": (4,),
+        "conv_du.2.weight": (64, 4, 1, 1),
+        "conv_du.2.bias": (64,),
+    }
+    efficient = ChannelAttention(64, form="efficient").state_dict()
+    assert {name: tuple(tensor.shape) for name, tensor in efficient.items()} == {"conv.weight": (1, 1, 3)}
+
+
+@pytest.mark.parametrize("form", ["squeeze_excite", "efficient"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_means_of_large_half_maps_are_those_of_float32(form, dtype, tolerance, memory_format):
+    """Sums of 2**18 values near 2 are beyond float16, and beyond what bfloat16 can count to."""
+    block = ChannelAttention(16, form=form).to(dtype)
+    x = (normal((1, 16, 512, 512)) + 2).to(dtype).contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        y, expected = block(x), block.float()(x.float())
+    torch.testing.assert_close(y.float(), expected, rtol=0, atol=tolerance * expected.abs().max().item())
+
+
+def test_bad_arguments_raise():
+    with pytest.raises(ValueError, match='form must be "squeeze_excite" or "efficient", got \'spatial\''):
+        ChannelAttention(8, form="spatial")
+    with pytest.raises(ValueError, match='kernel_size must be None unless form is "efficient", got 3'):
+        ChannelAttention(8, kernel_size=3)
+    with pytest.raises(ValueError, match="kernel_size must be an odd integer of at least 1, got 4"):
+        ChannelAttention(8, form="efficient", kernel_size=4)
+    for name in ("channels", "reduction"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
+            ChannelAttention(**{"channels": 8, name: 0})
+    assert "ChannelAttention(\n  8, form='efficient'\n" in repr(ChannelAttention(8, form="efficient"))
