@@ -1,20 +1,34 @@
 """Reference nets, assembled from the blocks, and the registry that makes them by name."""
 
 from .base import RestorationNet
+from .finetuning import MatchReport, freeze, load_matching
+from .inspection import CheckpointInfo, convert_state, inspect_checkpoint
 from .output import Aux, RestorationOutput
+from .plksr import PLKSR, PLKSRConfig
 from .registry import AutoConfig, AutoModel, BaseConfig, list_models, register_config, register_presets
 from .rrdbnet import RRDBNet, RRDBNetConfig
+from .span import SPAN, SPANConfig
 
 __all__ = [
+    "PLKSR",
+    "SPAN",
     "AutoConfig",
     "AutoModel",
     "Aux",
     "BaseConfig",
+    "CheckpointInfo",
+    "MatchReport",
+    "PLKSRConfig",
     "RRDBNet",
     "RRDBNetConfig",
     "RestorationNet",
     "RestorationOutput",
+    "SPANConfig",
+    "convert_state",
+    "freeze",
+    "inspect_checkpoint",
     "list_models",
+    "load_matching",
     "register_config",
     "register_presets",
 ]

@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import re
 import secrets
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,12 @@ from torch import Tensor, nn
 METADATA_KEY = "claritycore"
 DEFAULT_NAME = "model.safetensors"
 
+# Where files keep their weights beside counters and optimisers: of several, the averaged ones are the better.
+WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
+# What DataParallel, torch.compile and nets within nets put before every name.
+PREFIXES = ("module.", "netG.", "_orig_mod.", "generator.")
+DEEPEST_WRAPPING = 4  # a file may hold a mapping that holds itself
+
 
 class Checkpoint(NamedTuple):
     """What a file of weights holds.
@@ -23,11 +31,13 @@ class Checkpoint(NamedTuple):
         state: tensors by name.
         model_type: the registered name of the net's family; None where the file does not say.
         config: the fields of the net's config.
+        wrapping: what was taken off around the tensors: names of mappings, then prefixes, which end in a dot.
     """
 
     state: dict[str, Tensor]
     model_type: str | None = None
     config: dict[str, Any] = {}  # noqa: RUF012 - never mutated
+    wrapping: tuple[str, ...] = ()
 
 
 def write_checkpoint(path: str | PathLike[str], checkpoint: Checkpoint) -> Path:
@@ -62,6 +72,9 @@ def write_checkpoint(path: str | PathLike[str], checkpoint: Checkpoint) -> Path:
 
 def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     """Read a file of weights without running any code that it may hold.
+
+    Weights that lie under one of `WRAPPERS`, or whose names all start with one of `PREFIXES`, come without these;
+    numbers and words beside the tensors are left out.
 
     Args:
         path: a safetensors file, a folder with a model.safetensors, or a .pth, .pt or .ckpt file of tensors.
@@ -98,6 +111,9 @@ def check_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path
         "missing": [key for key in own if key not in state],
         "unknown": [key for key in state if key not in own],
         "of another shape": [key for key in own if key in state and own[key].shape != state[key].shape],
+        "of no floating-point type": [
+            key for key in own if key in state and own[key].is_floating_point() and not state[key].is_floating_point()
+        ],
     }
     told = [f"{len(keys)} {what} (first {keys[0]})" for what, keys in complaints.items() if keys]
     if told:
@@ -112,7 +128,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
     if METADATA_KEY not in metadata:
-        return Checkpoint(state)
+        state, prefixes = _without_prefixes(state)
+        return Checkpoint(state, wrapping=prefixes)
     try:
         description = json.loads(metadata[METADATA_KEY])
         config = {key: _with_tuples(value) for key, value in description["config"].items()}
@@ -127,14 +144,87 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _read_pickle(path: Path) -> Checkpoint:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not start.startswith((b"PK", b"\x80")):  # zip, or the pickle that torch wrote before 1.6
+        raise ValueError(f"{path} is damaged or no torch checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is refused: it holds more than tensors, and reading that could run code") from error
+        told = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({told[1]})" if told else ""
+        raise ValueError(
+            f"{path} is refused: it holds more than tensors{what}, and reading that could run code"
+        ) from error
     except Exception as error:  # a damaged pickle may fail in any way
+        if "TorchScript" in str(error):
+            raise ValueError(f"{path} is refused: it is a TorchScript program, not a file of tensors") from error
         raise ValueError(f"{path} is damaged or no torch checkpoint") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        inner = [key for key, value in state.items() if isinstance(value, dict)] if isinstance(state, dict) else []
-        hint = f"; its weights may be under {inner[0]!r}: save that part alone" if inner else ""
-        raise ValueError(f"{path} must hold a plain mapping of names to tensors{hint}")
-    return Checkpoint(state)
+    checkpoint = unwrap(content, path)
+    # One stored number may claim any shape: the net would be made that large.
+    if max(value.nbytes for value in checkpoint.state.values()) > path.stat().st_size:
+        raise ValueError(f"{path} is refused: one of its tensors claims to be larger than the whole file")
+    return checkpoint
+
+
+def unwrap(content: Any, source: str | PathLike[str]) -> Checkpoint:
+    """Find the tensors among what a training loop keeps beside them.
+
+    Args:
+        content: a mapping of names to tensors, or one that holds such a mapping under one of `WRAPPERS`.
+        source: where it comes from, for the message.
+
+    Raises:
+        ValueError: if there is no such mapping, or it holds more than tensors, numbers and words.
+    """
+    names: list[str] = []
+    for _ in range(DEEPEST_WRAPPING):
+        inner = [name for name in WRAPPERS if isinstance(content, Mapping) and _is_filled(content.get(name))]
+        if not inner:
+            break
+        names.append(inner[0])
+        content = content[inner[0]]
+    entries = dict(content) if isinstance(content, Mapping) else {}
+    state = {key: value.detach() for key, value in entries.items() if _is_plain(value)}
+    beside = int | float | str | None
+    others = {key: value for key, value in entries.items() if key not in state and not isinstance(value, beside)}
+    if not state or others or not all(isinstance(key, str) for key in state):
+        mappings = [key for key, value in others.items() if isinstance(value, Mapping)]
+        hint = f"; its weights may be under {mappings[0]!r}: save that part alone" if mappings else ""
+        raise ValueError(f"{source} must hold a plain mapping of names to tensors{hint}")
+    state, prefixes = _without_prefixes(state)
+    return Checkpoint(state, wrapping=(*names, *prefixes))
+
+
+def put_back_prefixes(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
+    """Give the tensors prefixes back that the model's own names have: it may have a part called `generator`."""
+    names = [part for part in checkpoint.wrapping if not part.endswith(".")]
+    prefixes = checkpoint.wrapping[len(names) :]
+    own = model.state_dict()
+
+    def known(kept: int) -> int:
+        return sum("".join(prefixes[kept:]) + key in own for key in checkpoint.state)
+
+    kept = max(range(len(prefixes), -1, -1), key=known)  # of equals the first: nothing is put back
+    state = {"".join(prefixes[kept:]) + key: value for key, value in checkpoint.state.items()}
+    return checkpoint._replace(state=state, wrapping=(*names, *prefixes[:kept]))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+
+
+def _is_filled(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) > 0
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Take off what stands before every name, however often, and say what that was."""
+    taken: list[str] = []
+    while state:
+        prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None)
+        if prefix is None:
+            break
+        taken.append(prefix)
+        state = {key[len(prefix) :]: value for key, value in state.items()}
+    return state, tuple(taken)

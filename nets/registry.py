@@ -1,14 +1,18 @@
 """Nets by name: configs register themselves, and a config builds its net."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
-from .checkpoints import check_weights, read_checkpoint
+from ..blocks import reparameterize_model
+from .checkpoints import Checkpoint, check_weights, put_back_prefixes, read_checkpoint
+from .layouts import nearest_layout, recognize
 
 if TYPE_CHECKING:
     from .base import RestorationNet
@@ -161,17 +165,24 @@ class AutoModel:
         return config.build()
 
     @staticmethod
-    def from_pretrained(path: str | PathLike[str], config: BaseConfig | None = None) -> "RestorationNet":
+    def from_pretrained(
+        path: str | PathLike[str], config: BaseConfig | None = None, **overrides: Any
+    ) -> "RestorationNet":
         """Make the net that a checkpoint describes and load its weights, strictly.
+
+        A file of our own says what it is; one of a public layout of `RRDBNet`, `PLKSR` or `SPAN` is recognised by the
+        names and shapes of its tensors. `inspect_checkpoint` tells what was recognised, and what a file cannot tell.
 
         Args:
             path: a safetensors file, a folder with a model.safetensors, or a .pth, .pt or .ckpt file of tensors.
-            config: the net's config, needed where the file does not hold one.
+            config: the net's config, needed where the file is of no known layout.
+            overrides: fields of the config that the file does not tell, or tells otherwise.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file is damaged, holds objects that would run code, does not say what it is while
-                `config` is not given, is one of another net than `config`, or does not fit the net.
+            ValueError: if the file is damaged, holds objects that would run code, is of no known layout while
+                `config` is not given, is one of another net than `config`, or does not fit the net; if both
+                `config` and `overrides` are given.
 
         >>> import tempfile
         >>> net = AutoModel.from_config(AutoConfig.from_name("rrdbnet-lite", num_block=1))
@@ -181,20 +192,73 @@ class AutoModel:
         True
         """
         checkpoint = read_checkpoint(path)
-        if config is None:
-            if checkpoint.model_type is None:
-                raise ValueError(f"{path} does not say which net it belongs to; give its config")
-            try:
-                config = AutoConfig.from_name(checkpoint.model_type, **checkpoint.config)
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path} describes a net that cannot be made: {error}") from error
-        elif checkpoint.model_type not in (None, config.model_type):
-            raise ValueError(f"{path} is a checkpoint of {checkpoint.model_type}, not of {config.model_type}")
-        with torch.device("meta"):  # a file that does not fit costs no memory
-            check_weights(config.build(), checkpoint.state, path)
-        model = config.build()
-        model.load_state_dict(checkpoint.state)
+        config, state = describe(checkpoint, path, config, overrides)
+        draft(config, state, path)
+        model = _in_form_of(state, config.build())
+        model.load_state_dict(state)
         return model
+
+
+def describe(
+    checkpoint: Checkpoint, path: str | PathLike[str], config: BaseConfig | None, overrides: Mapping[str, Any]
+) -> tuple[BaseConfig, dict[str, Tensor]]:
+    """Say which net a checkpoint is of, and give its tensors under the names that they have in it.
+
+    Args:
+        checkpoint: what was read.
+        path: from where, for messages.
+        config: what the caller says; None leaves it to the checkpoint.
+        overrides: fields of the config that the caller sets.
+
+    Raises:
+        ValueError: as `AutoModel.from_pretrained` tells.
+    """
+    if config is not None and overrides:
+        raise ValueError(f"give either config or its fields ({', '.join(overrides)}), not both")
+    if config is not None:
+        with torch.device("meta"):
+            checkpoint = put_back_prefixes(checkpoint, config.build())
+    family, fields, state = checkpoint.model_type, checkpoint.config, checkpoint.state
+    found = recognize(state) if family is None else None
+    # A net of the caller's own may have the names of a public one: then they stay as they are.
+    if found and (config is None or config.model_type == found.layout.family):
+        if found.reading is None:
+            raise ValueError(f"{path} {found.refusal}")
+        family, (state, fields, _) = found.layout.family, found.reading
+    if config is None:
+        if family is None:
+            raise ValueError(f"{path} does not say which net it belongs to; give its config{nearest_layout(state)}")
+        try:
+            config = AutoConfig.from_name(family, **{**fields, **overrides})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} describes a net that cannot be made: {error}") from error
+    elif family not in (None, config.model_type):
+        raise ValueError(f"{path} is a checkpoint of {family}, not of {config.model_type}")
+    return config, state
+
+
+def draft(config: BaseConfig, state: Mapping[str, Tensor], path: str | PathLike[str]) -> "RestorationNet":
+    """Make a net without memory for its weights and compare it with a state: one that does not fit costs nothing.
+
+    Raises:
+        ValueError: if a tensor is missing, left over or of another shape.
+    """
+    with torch.device("meta"):
+        model = _in_form_of(state, config.build())
+        check_weights(model, dict(state), path)
+    return model
+
+
+def is_deployed(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state is of a net whose `Reparameterizable` blocks are in their deployed form."""
+    return any(re.search(r"(^|\.)fused(_wide)?\.", key) for key in state)
+
+
+def _in_form_of(state: Mapping[str, Tensor], model: "RestorationNet") -> "RestorationNet":
+    """Deploy a fresh net if the state is one of a deployed net."""
+    if is_deployed(state) and not is_deployed(model.state_dict()):
+        reparameterize_model(model.eval(), inplace=True).train()
+    return model
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

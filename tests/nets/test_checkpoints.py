@@ -3,14 +3,27 @@
 import json
 import os
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
-from claritycore.nets import AutoConfig, AutoModel, RestorationNet, RRDBNet, RRDBNetConfig
+from claritycore.nets import (
+    AutoConfig,
+    AutoModel,
+    BaseConfig,
+    RestorationNet,
+    RRDBNet,
+    RRDBNetConfig,
+    inspect_checkpoint,
+    load_matching,
+    register_config,
+)
 from claritycore.nets import checkpoints as checkpoints_module
 
 SMALL = {"num_feat": 4, "num_block": 1, "num_grow_ch": 2}
@@ -89,13 +102,162 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(net, tmp_path, monkeyp
     assert [entry.name for entry in tmp_path.iterdir()] == ["net.safetensors"]
 
 
-def test_plain_files_need_a_config(net, tmp_path):
+def test_plain_files_of_known_nets_need_no_config(net, tmp_path):
     save_file(net.state_dict(), tmp_path / "plain.safetensors")
     torch.save(net.state_dict(), tmp_path / "plain.pth")
     for name in ("plain.safetensors", "plain.pth"):
-        with pytest.raises(ValueError, match=f"{name} does not say which net it belongs to; give its config"):
-            AutoModel.from_pretrained(tmp_path / name)
+        for config in (None, net.config):
+            loaded = AutoModel.from_pretrained(tmp_path / name, config)
+            assert loaded.config == net.config
+            assert same_weights(loaded, net)
+
+
+@dataclass
+class StrangerConfig(BaseConfig):
+    """A net of someone's own: no layout knows its names, or another net has them too."""
+
+    like_rrdbnet: bool = False
+
+    def build(self) -> "Stranger":
+        return Stranger(self)
+
+
+class Stranger(RestorationNet):
+    def __init__(self, config: StrangerConfig) -> None:
+        super().__init__(config)
+        self.body = RRDBNet(RRDBNetConfig(scale=2, **SMALL)) if config.like_rrdbnet else nn.Conv2d(1, 1, 3)
+        if config.like_rrdbnet:
+            for name, module in list(self.body.named_children()):
+                self.add_module(name, module)
+
+    def forward(self, image):
+        return image
+
+
+@pytest.mark.parametrize("like_rrdbnet", [False, True])
+def test_plain_files_of_other_nets_need_a_config(like_rrdbnet, tmp_path):
+    config = register_config("stranger")(StrangerConfig)(like_rrdbnet)
+    net = config.build()
+    torch.save(net.state_dict(), tmp_path / "plain.pth")
+    if not like_rrdbnet:
+        with pytest.raises(ValueError, match=r"plain.pth does not say which net it belongs to; give its config"):
+            AutoModel.from_pretrained(tmp_path / "plain.pth")
+    assert same_weights(AutoModel.from_pretrained(tmp_path / "plain.pth", config), net)
+
+
+def prefixed(state, *prefixes: str):
+    return {"".join(prefixes) + key: value for key, value in state.items()}
+
+
+WRAPPERS = ["params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net"]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapped_weights_are_found_beside_what_a_training_loop_keeps(net, wrapper, tmp_path):
+    beside = {"iter": 400_000, "epoch": 3.0, "arch": "RRDBNet", "best": None, "optimizer": {"state": {}, "lr": [0.1]}}
+    torch.save({**beside, wrapper: {**net.state_dict(), "step": 5}}, tmp_path / "wrapped.pth")
+    assert same_weights(AutoModel.from_pretrained(tmp_path / "wrapped.pth"), net)
+    assert inspect_checkpoint(tmp_path / "wrapped.pth").wrapping == (wrapper,)
+
+
+def test_averaged_weights_are_preferred(net, tmp_path):
+    plain = {key: torch.zeros_like(value) for key, value in net.state_dict().items()}
+    for averaged in ("params_ema", "params-ema"):
+        torch.save({"params": plain, averaged: net.state_dict(), "state_dict": plain}, tmp_path / "both.pth")
+        assert same_weights(AutoModel.from_pretrained(tmp_path / "both.pth"), net)
+    torch.save({"params_ema": None, "params": net.state_dict()}, tmp_path / "none.pth")
+    assert same_weights(AutoModel.from_pretrained(tmp_path / "none.pth"), net)
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    [("module.",), ("netG.",), ("_orig_mod.",), ("generator.",), ("_orig_mod.", "module."), ("module.",) * 2],
+)
+def test_prefixes_of_all_names_are_taken_off(net, prefixes, tmp_path):
+    torch.save({"model": {"state_dict": prefixed(net.state_dict(), *prefixes)}}, tmp_path / "prefixed.pth")
+    save_file(prefixed(net.state_dict(), *prefixes), tmp_path / "prefixed.safetensors")
+    for name, wrapping in (("prefixed.pth", ("model", "state_dict", *prefixes)), ("prefixed.safetensors", prefixes)):
+        assert same_weights(AutoModel.from_pretrained(tmp_path / name), net)
+        assert inspect_checkpoint(tmp_path / name).wrapping == wrapping
+    some = {**prefixed(net.state_dict(), *prefixes), "discriminator.weight": torch.zeros(1)}
+    torch.save(some, tmp_path / "some.pth")
+    with pytest.raises(ValueError, match=r"some.pth does not say which net it belongs to"):
+        AutoModel.from_pretrained(tmp_path / "some.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_load_into_float32(net, dtype, tmp_path):
+    torch.save({"params": net.to(dtype).state_dict()}, tmp_path / "half.pth")
+    loaded = AutoModel.from_pretrained(tmp_path / "half.pth")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert same_weights(loaded, net.float())
+    assert str(dtype).removeprefix("torch.") in str(inspect_checkpoint(tmp_path / "half.pth"))
+
+
+def test_parameters_that_still_want_gradients_load(net, tmp_path):
+    torch.save(dict(net.named_parameters()), tmp_path / "parameters.pth")
+    assert same_weights(AutoModel.from_pretrained(tmp_path / "parameters.pth"), net)
+
+
+def test_weights_that_are_no_numbers_of_the_net_are_refused(net, tmp_path):
+    torch.save({key: value.to(torch.int8) for key, value in net.state_dict().items()}, tmp_path / "quantised.pth")
+    with pytest.raises(
+        ValueError, match=r"quantised.pth does not fit RRDBNet: of its tensors \d+ of no floating-point"
+    ):
+        AutoModel.from_pretrained(tmp_path / "quantised.pth")
+
+
+class Holder(RestorationNet):
+    """A net whose every name starts with what is taken off names elsewhere."""
+
+    def __init__(self, config: "HolderConfig") -> None:
+        super().__init__(config)
+        self.generator = nn.Conv2d(1, 1, 3)
+
+    def forward(self, image):
+        return self.generator(image)
+
+
+@dataclass
+class HolderConfig(BaseConfig):
+    def build(self) -> Holder:
+        return Holder(self)
+
+
+def test_a_net_whose_own_names_have_such_a_prefix_loads(tmp_path):
+    net = register_config("holder")(HolderConfig)().build()
+    torch.save({"params": prefixed(net.state_dict(), "module.")}, tmp_path / "parallel.pth")
+    torch.save(net.state_dict(), tmp_path / "plain.pth")
+    for name in ("plain.pth", "parallel.pth"):
         assert same_weights(AutoModel.from_pretrained(tmp_path / name, net.config), net)
+    other = net.config.build()
+    assert len(load_matching(other, tmp_path / "plain.pth").loaded) == 2
+    assert same_weights(other, net)
+    assert same_weights(AutoModel.from_pretrained(net.save_pretrained(tmp_path)), net)
+
+
+def test_tensors_that_are_no_plain_ones_are_refused(net, tmp_path):
+    state = net.state_dict()
+    torch.save({**state, "conv_first.weight": torch.zeros(1).expand(9999, 9999, 3, 3)}, tmp_path / "liar.pth")
+    with pytest.raises(ValueError, match=r"liar.pth is refused: one of its tensors claims to be larger than the whole"):
+        AutoModel.from_pretrained(tmp_path / "liar.pth")
+    for name, value in (("sparse", torch.ones(4).to_sparse()), ("meta", torch.ones(4, device="meta"))):
+        torch.save({**state, "conv_first.bias": value}, tmp_path / f"{name}.pth")
+        with pytest.raises(ValueError, match=rf"{name}.pth must hold a plain mapping of names to tensors"):
+            AutoModel.from_pretrained(tmp_path / f"{name}.pth")
+
+
+def test_mappings_without_end_are_refused(net, tmp_path):
+    endless: dict = {}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "endless.pth")
+    deep = net.state_dict()
+    for _ in range(9):
+        deep = {"model": deep}
+    torch.save(deep, tmp_path / "deep.pth")
+    for name in ("endless.pth", "deep.pth"):
+        with pytest.raises(ValueError, match=rf"{name} must hold a plain mapping of names to tensors"):
+            AutoModel.from_pretrained(tmp_path / name)
 
 
 def test_a_checkpoint_of_another_net_is_refused(net, tmp_path):
@@ -174,6 +336,25 @@ def test_other_files_are_refused(net, tmp_path):
     torch.save([1, 2, 3], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list.pth must hold a plain mapping of names to tensors"):
         AutoModel.from_pretrained(tmp_path / "list.pth", net.config)
-    torch.save({"params_ema": net.state_dict(), "iter": 5}, tmp_path / "wrapped.pth")
-    with pytest.raises(ValueError, match=r"wrapped.pth must hold .*; its weights may be under 'params_ema'"):
+    torch.save({"weights_of_mine": net.state_dict(), "iter": 5}, tmp_path / "wrapped.pth")
+    with pytest.raises(ValueError, match=r"wrapped.pth must hold .*; its weights may be under 'weights_of_mine'"):
         AutoModel.from_pretrained(tmp_path / "wrapped.pth", net.config)
+    torch.save({"params": {**net.state_dict(), "history": [1, 2]}}, tmp_path / "more.pth")
+    with pytest.raises(ValueError, match=r"more.pth must hold a plain mapping of names to tensors"):
+        AutoModel.from_pretrained(tmp_path / "more.pth")
+    torch.save({0: torch.zeros(1)}, tmp_path / "numbered.pth")
+    with pytest.raises(ValueError, match=r"numbered.pth must hold a plain mapping of names to tensors"):
+        AutoModel.from_pretrained(tmp_path / "numbered.pth")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_programs_are_refused(tmp_path):
+    torch.jit.save(torch.jit.script(nn.Conv2d(1, 1, 1)), tmp_path / "program.pt")
+    with pytest.raises(ValueError, match=r"program.pt is refused: it is a TorchScript program"):
+        AutoModel.from_pretrained(tmp_path / "program.pt")
+
+
+def test_the_object_that_is_refused_is_named(tmp_path):
+    torch.save({"params": {"weight": torch.zeros(1)}, "loss": np.float64(0.5)}, tmp_path / "numpy.pth")
+    with pytest.raises(ValueError, match=r"numpy.pth is refused: it holds more than tensors \(numpy\..*scalar\)"):
+        inspect_checkpoint(tmp_path / "numpy.pth")

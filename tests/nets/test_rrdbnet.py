@@ -24,6 +24,9 @@ def parameters(name: str, **fields) -> int:
         ("rrdbnet", {"scale": 4, "upsampler": "nearest+conv"}, 16_697_987),
         ("rrdbnet", {"scale": 2, "upsampler": "nearest+conv"}, 16_703_171),
         ("rrdbnet", {"scale": 1, "upsampler": "nearest+conv"}, 16_723_907),
+        ("rrdbnet", {"scale": 2, "upsampler": "nearest+conv", "unshuffle_stem": False}, 16_661_059),
+        ("rrdbnet", {"scale": 3, "upsampler": "nearest+conv"}, 16_661_059),
+        ("rrdbnet", {"scale": 8, "upsampler": "nearest+conv"}, 16_734_915),
         ("rrdbnet-lite", {"scale": 4}, 1_174_243),
         ("rrdbnet", {"scale": 4, "num_feat": 32, "num_block": 6}, 2_585_443),
     ],
@@ -64,10 +67,13 @@ def by_hand(weights: dict[str, torch.Tensor], image: torch.Tensor, *, blocks: in
     return conv(lrelu(conv(x, "conv_hr")), "conv_last")
 
 
-@pytest.mark.parametrize(("scale", "unshuffle", "stages"), [(1, 4, 2), (2, 2, 2), (4, 1, 2), (8, 1, 3)])
+@pytest.mark.parametrize(
+    ("scale", "unshuffle", "stages"), [(1, 4, 2), (2, 2, 2), (4, 1, 2), (8, 1, 3), (1, 1, 0), (2, 1, 1)]
+)
 def test_the_net_is_the_figure(scale, unshuffle, stages):
-    config = RRDBNetConfig(scale=scale, num_feat=6, num_block=2, num_grow_ch=3, upsampler="nearest+conv")
-    net = RRDBNet(config).double()
+    stem = unshuffle > 1 or scale > 2
+    sizes = {"num_feat": 6, "num_block": 2, "num_grow_ch": 3}
+    net = RRDBNet(RRDBNetConfig(scale=scale, upsampler="nearest+conv", unshuffle_stem=stem, **sizes)).double()
     image = normal((2, 3, 8, 12), dtype=torch.float64)
     expected = by_hand(net.state_dict(), image, blocks=2, unshuffle=unshuffle, stages=stages)
     torch.testing.assert_close(net(image), expected, rtol=0, atol=1e-12)
@@ -84,11 +90,12 @@ def test_no_normalisation_layer():
         ({"scale": 5}, "scale must be one of 1, 2, 3, 4, 8, got 5"),
         ({"num_feat": 0}, "num_feat must be an integer of at least 1, got 0"),
         ({"num_block": -1}, "num_block must be an integer of at least 1, got -1"),
-        ({"scale": 4.0}, r"scale must be an integer of at least 1, got 4\.0"),
-        ({"scale": "4"}, "scale must be an integer of at least 1, got '4'"),
+        ({"scale": 4.0}, r"scale must be one of 1, 2, 3, 4, 8, got 4\.0"),
+        ({"scale": "4"}, "scale must be one of 1, 2, 3, 4, 8, got '4'"),
         ({"num_block": True}, "num_block must be an integer of at least 1, got True"),
         ({"num_grow_ch": None}, "num_grow_ch must be an integer of at least 1, got None"),
         ({"upsampler": "bilinear"}, r"upsampler must be one of pixelshuffle, nearest\+conv, got 'bilinear'"),
+        ({"unshuffle_stem": 1}, "unshuffle_stem must be True or False, got 1"),
     ],
 )
 def test_bad_sizes_raise(fields, message):
