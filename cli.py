@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import io
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -11,15 +12,23 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from torch import nn
 
 from . import __version__, blocks
-from .deploy import diagnose, summarize
-from .nets import AutoConfig, AutoModel, BaseConfig, list_models
+from .blocks import reparameterize_model
+from .deploy import RestoreOptions, diagnose, restore_files, summarize
+from .deploy.progress import ProgressLine, one_line
+from .nets import AutoConfig, AutoModel, BaseConfig, inspect_checkpoint, list_models
 from .nets.registry import nearest
 
 # Super-resolution nets are compared at an output of 1280 x 720 pixels.
 REPORTED_HEIGHT, REPORTED_WIDTH = 720, 1280
 BLOCK_CHANNELS, BLOCK_SIDE = 64, 64
+BLOCKS: dict[str, type[nn.Module]] = {
+    name: block
+    for name, block in vars(blocks).items()
+    if name in blocks.__all__ and hasattr(block, "forward") and block is not blocks.Reparameterizable
+}
 
 
 def doctor(arguments: Sequence[str]) -> None:
@@ -31,20 +40,21 @@ def doctor(arguments: Sequence[str]) -> None:
 def list_names(arguments: Sequence[str]) -> None:
     """List the blocks and the nets, a line each."""
     _parse(_no_options, "list", arguments)
+    width = max(map(len, [*BLOCKS, *list_models()])) + 2
     print("blocks")
-    for name in blocks.__all__:
-        print(f"  {name:<22}{_first_line(getattr(blocks, name))}")
+    for name, block in BLOCKS.items():
+        print(f"  {name:<{width}}{_first_line(block)}")
     print("nets")
     for name in list_models():
         with torch.device("meta"):
             net = AutoModel.from_config(AutoConfig.from_name(name))
         parameters = sum(parameter.numel() for parameter in net.parameters())
-        print(f"  {name:<22}{_first_line(type(net))} {parameters / 1e6:.2f} M parameters.")
+        print(f"  {name:<{width}}{_first_line(type(net))} {parameters / 1e6:.2f} M parameters.")
 
 
 def summary(arguments: Sequence[str]) -> None:
     """Count what a block or a net costs: claritycore summary NAME [options]."""
-    known = [*blocks.__all__, *list_models()]
+    known = [*BLOCKS, *list_models()]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{summary.__doc__}\n\nNAME is one of {', '.join(known)};\nNAME --help lists its options")
         return
@@ -52,7 +62,7 @@ def summary(arguments: Sequence[str]) -> None:
     if name not in known:
         raise ValueError(f"there is no block or net {name!r}{nearest(name, known)}")
     default = AutoConfig.from_name(name) if name in list_models() else None
-    target, *size = _parse_target(name, rest, default)
+    target, deployed, *size = _parse_target(name, rest, default)
     if isinstance(target, BaseConfig):
         channels, scale = getattr(target, "in_channels", 3), getattr(target, "scale", 1)
         default_size = REPORTED_HEIGHT // scale, REPORTED_WIDTH // scale
@@ -64,10 +74,71 @@ def summary(arguments: Sequence[str]) -> None:
             (BLOCK_SIDE, BLOCK_SIDE),
         )
     height, width = (given or default for given, default in zip(size, default_size, strict=True))
-    print(summarize(target, (1, channels, height, width)))
+    if deployed:
+        reparameterize_model(target.eval(), inplace=True)
+    maps = len(_required(target.forward))  # some blocks join two
+    print(summarize(target, *[(1, channels, height, width)] * maps))
 
 
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {"doctor": doctor, "list": list_names, "summary": summary}
+def info(arguments: Sequence[str]) -> None:
+    """Say what a file of weights is: claritycore info CHECKPOINT."""
+    print(inspect_checkpoint(_parse(_checkpoint, "info", arguments)))
+
+
+def restore(arguments: Sequence[str]) -> None:
+    """Restore picture files: claritycore restore -i INPUT ... -o OUTPUT --model CHECKPOINT [options]."""
+
+    def flag(alias: str, metavar: str, told: str) -> Any:
+        return tyro.conf.arg(aliases=(alias,), metavar=metavar, help=told)
+
+    paths = Annotated[
+        tuple[tuple[str, ...], ...],
+        tyro.conf.UseAppendAction,
+        flag("-i", "INPUT [INPUT ...]", "files, folders, and patterns with *, ?, [...] and **"),
+    ]
+    place = Annotated[str, flag("-o", "OUTPUT", "a folder, made if it is missing; for one file also a file")]
+    model = Annotated[str, flag("-m", "CHECKPOINT", "the net: a file of weights")]
+    options = tyro.conf.OmitArgPrefixes[RestoreOptions]
+    kind = make_dataclass(
+        "Restore",
+        [("input", paths), ("output", place), ("model", model), ("options", options, RestoreOptions())],
+        kw_only=True,
+    )
+    given, line = _parse(kind, "restore", arguments), ProgressLine(sys.stderr)
+
+    def say(text: str, stream: str) -> None:
+        line.clear()
+        print(one_line(text), file=getattr(sys, stream))
+
+    try:
+        report = restore_files(
+            _load(given.model, given.options.scale),
+            [path for paths in given.input for path in paths],
+            given.output,
+            given.options,
+            tell=lambda text: say(text, "stdout"),
+            note=lambda text: say(text, "stderr"),
+            progress=lambda text: line.show(one_line(text)),
+        )
+    finally:
+        line.clear()
+    if report.failed:
+        raise ValueError(f"{len(report.failed)} picture(s) not restored, {len(report.written)} file(s) written")
+
+
+def _load(path: str, scale: int | None) -> nn.Module:
+    """Load a net; where its file leaves the scale open, it is the one that was asked for."""
+    left_open = scale is not None and any("scale" in clause for clause in inspect_checkpoint(path).untold)
+    return AutoModel.from_pretrained(path, scale=scale) if left_open else AutoModel.from_pretrained(path)
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "doctor": doctor,
+    "list": list_names,
+    "summary": summary,
+    "info": info,
+    "restore": restore,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,26 +157,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise ValueError(f"there is no verb {verb!r}{nearest(verb, VERBS)}")
         VERBS[verb](rest)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"claritycore: {error}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        print(f"claritycore: {one_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("claritycore: interrupted; what is written is whole", file=sys.stderr)
+        return 130
     return 0
 
 
 def _parse_target(
     name: str, arguments: Sequence[str], default: BaseConfig | None
-) -> tuple[Any, int | None, int | None]:
-    """Read a net's config or a block's arguments, and the size of the input that is to be counted."""
-    kind = type(default) if default else getattr(blocks, name)
+) -> tuple[Any, bool, int | None, int | None]:
+    """Read a net's config or a block's arguments, whether to deploy it, and the size of the input that is counted."""
+    kind = type(default) if default else BLOCKS[name]
     if default is None:
-        first, parameter = next(iter(inspect.signature(kind).parameters.items()))
-        if parameter.default is inspect.Parameter.empty:
-            arguments = [f"--{first.replace('_', '-')}", str(BLOCK_CHANNELS), *arguments]
+        channels = [(f"--{key.replace('_', '-')}", str(BLOCK_CHANNELS)) for key in _required(kind)]
+        arguments = [*itertools.chain(*channels), *arguments]
     size = Annotated[int | None, tyro.conf.arg(help="size of the input in pixels")]
     options = make_dataclass(
         "Options",
         [
             ("target", tyro.conf.OmitArgPrefixes[kind], field(default=default or MISSING)),
+            ("deployed", Annotated[bool, tyro.conf.arg(help="count the form that is shipped")], False),
             ("height", size, None),
             ("width", size, None),
         ],
@@ -116,7 +190,13 @@ def _parse_target(
         given = getattr(parsed, side)
         if given is not None and given < 1:
             raise ValueError(f"--{side} must be at least 1, got {given}")
-    return parsed.target, parsed.height, parsed.width
+    return parsed.target, parsed.deployed, parsed.height, parsed.width
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    """The arguments that must be given."""
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
 
 
 def _parse(options: Callable[..., Any], verb: str, arguments: Sequence[str]) -> Any:
@@ -138,6 +218,10 @@ def _parse(options: Callable[..., Any], verb: str, arguments: Sequence[str]) -> 
 
 def _no_options() -> None:
     pass
+
+
+def _checkpoint(checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]) -> str:
+    return checkpoint
 
 
 def _first_line(documented: Any) -> str:

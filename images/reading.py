@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .decoding import Decoded, Refused, decode, too_large
+from .decoding import ORIENTATION, Decoded, Refused, decode, too_large
 from .picture import PROFILE_SPACES, Picture
 
 # Pillow's usual limit, against files that unpack to far more than they weigh.
@@ -76,6 +76,32 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         raise ValueError(f"{path} {too_large(max_pixels)}") from error
     except Exception as error:  # whatever a decoder says of bytes that it cannot make sense of
         raise ValueError(f"{path} is damaged or cut short ({error}): fetch or export it again") from error
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Give height and width of the picture that `read_image` would read, from the head of the file where that says.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no image of the formats that are read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("L", (3, 2)).save(f"{folder}/small.png")
+    ...     image_size(f"{folder}/small.png")
+    (2, 3)
+    """
+    try:
+        with Image.open(path, formats=("BMP", "JPEG", "PNG", "TIFF", "WEBP")) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    except Image.UnidentifiedImageError:  # a TIFF, perhaps, of a kind that Pillow does not know
+        height, width = read_image(path).pixels.shape[-2:]
+        return height, width
+    return (width, height) if turned else (height, width)
 
 
 @contextmanager

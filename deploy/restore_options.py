@@ -1,0 +1,80 @@
+"""How files are restored: the flags of `claritycore restore`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..blocks.checks import check_positive
+from ..images.encoding import FORMATS
+from ..images.reading import MAX_PIXELS
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """How files are restored.
+
+    Args:
+        scale: what the net's scale must be; another is refused.
+        tile: largest side of a tile in input pixels; by default pictures whose result has more than 2048 x 2048 pixels
+            run in tiles.
+        overlap: input pixels that are read around a tile; by default the net's receptive radius, at most 64. A net that
+            sees further is exact from its radius on, and slower.
+        batch: how many tiles of equal size run at once.
+        dtype: what the net computes in; where half precision gives NaN or infinity, float32 takes its place.
+        device: cpu, cuda, cuda:1, mps; auto takes cuda, then mps, then cpu.
+        alpha: enlarge transparency bicubically, restore it by the net, or drop it.
+        suffix: added to the names in the output folder.
+        ext: format in the output folder: png, tif, jpg, webp or bmp; by default that of each picture.
+        depth: bits per sample, 8 or 16; by default those of each picture.
+        quality: of JPEG (95 by default) and WebP (lossless by default), 1 to 100.
+        tta: average over eight turns and mirrorings, at eight times the work.
+        side_by_side: write also a comparison: the picture enlarged bicubically on the left, the result on the right.
+        overwrite: replace files that exist.
+        recursive: look into the folders of folders.
+        max_pixels: refuse pictures of more pixels than this.
+
+    Raises:
+        ValueError: if a value is none of those named.
+
+    >>> RestoreOptions(ext="PNG").ext
+    '.png'
+    """
+
+    scale: int | None = None
+    tile: int | None = None
+    overlap: int | None = None
+    batch: int = 1
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    device: str = "auto"
+    alpha: Literal["bicubic", "model", "drop"] = "bicubic"
+    suffix: str = ""
+    ext: str | None = None
+    depth: Literal[8, 16] | None = None
+    quality: int | None = None
+    tta: bool = False
+    side_by_side: bool = False
+    overwrite: bool = False
+    recursive: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("scale", "tile", "batch", "max_pixels")}
+        check_positive(**{name: value for name, value in given.items() if value is not None})
+        if self.overlap is not None and self.overlap < 0:
+            raise ValueError(f"overlap must be an integer of at least 0, got {self.overlap!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if any(separator in self.suffix for separator in "/\\"):
+            raise ValueError(f"suffix must be a part of a name, without / and \\, got {self.suffix!r}")
+        if self.depth not in (None, 8, 16):
+            raise ValueError(f"depth must be 8 or 16, got {self.depth!r}")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise ValueError(f"quality must be from 1 to 100, got {self.quality!r}")
+        if self.ext is not None:
+            ext = f".{self.ext.lower().lstrip('.')}"
+            if ext not in FORMATS:
+                raise ValueError(f"ext must be one of {', '.join(known[1:] for known in FORMATS)}, got {self.ext!r}")
+            if self.quality is not None and not FORMATS[ext].lossy:
+                raise ValueError(f"quality is of JPEG and WebP; leave it out for {FORMATS[ext].name}")
+            object.__setattr__(self, "ext", ext)

@@ -1,0 +1,43 @@
+"""Checkpoints of tiny nets, and pictures to restore."""
+
+import pytest
+import torch
+
+from claritycore.images import Picture, write_image
+from claritycore.nets import RRDBNet, RRDBNetConfig
+
+
+@pytest.fixture(scope="session")
+def make_net():
+    """Build a tiny net whose output is near the picture: its values neither vanish nor leave [0, 1] by much."""
+
+    def make(scale=2, channels=3, **fields):
+        torch.manual_seed(0)
+        sizes = {"num_feat": 4, "num_block": 1, "num_grow_ch": 2, **fields}
+        net = RRDBNet(RRDBNetConfig(in_channels=channels, out_channels=channels, scale=scale, **sizes)).eval()
+        with torch.no_grad():
+            net.conv_last.weight.mul_(3)
+            net.conv_last.bias.fill_(0.5)
+        return net
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(make_net, tmp_path_factory):
+    """The file of a net that enlarges by 2."""
+    return make_net().save_pretrained(tmp_path_factory.mktemp("nets") / "x2.safetensors")
+
+
+@pytest.fixture
+def make_picture(tmp_path):
+    """Write a picture of random values below the test's folder; returns its path."""
+
+    def make(name, height=6, width=8, *, channels=3, alpha=False, depth=8, seed=0):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = torch.rand(1, channels + alpha, height, width, generator=torch.Generator().manual_seed(seed))
+        write_image(path, Picture(values[:, :channels], values[:, channels:] if alpha else None, depth))
+        return path
+
+    return make
