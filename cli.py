@@ -1,10 +1,7 @@
 """The command line: parses arguments and calls one function a verb."""
 
-import contextlib
 import inspect
-import io
 import itertools
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, field, make_dataclass
@@ -14,12 +11,14 @@ import torch
 import tyro
 from torch import nn
 
-from . import __version__, blocks
+from . import __version__, blocks, cli_files, cli_training
 from .blocks import reparameterize_model
-from .deploy import RestoreOptions, diagnose, restore_files, summarize
-from .deploy.progress import ProgressLine, one_line
+from .deploy import diagnose, summarize
+from .deploy.progress import one_line
 from .nets import AutoConfig, AutoModel, BaseConfig, inspect_checkpoint, list_models
 from .nets.registry import nearest
+from .parsing import first_line, no_options, parse
+from .training.presets import preset_names
 
 # Super-resolution nets are compared at an output of 1280 x 720 pixels.
 REPORTED_HEIGHT, REPORTED_WIDTH = 720, 1280
@@ -33,23 +32,23 @@ BLOCKS: dict[str, type[nn.Module]] = {
 
 def doctor(arguments: Sequence[str]) -> None:
     """Say what this machine can run, and which form each kernel takes on it."""
-    _parse(_no_options, "doctor", arguments)
+    parse(no_options, "doctor", doctor, arguments)
     print(diagnose())
 
 
 def list_names(arguments: Sequence[str]) -> None:
     """List the blocks and the nets, a line each."""
-    _parse(_no_options, "list", arguments)
+    parse(no_options, "list", list_names, arguments)
     width = max(map(len, [*BLOCKS, *list_models()])) + 2
     print("blocks")
     for name, block in BLOCKS.items():
-        print(f"  {name:<{width}}{_first_line(block)}")
+        print(f"  {name:<{width}}{first_line(block)}")
     print("nets")
     for name in list_models():
         with torch.device("meta"):
             net = AutoModel.from_config(AutoConfig.from_name(name))
         parameters = sum(parameter.numel() for parameter in net.parameters())
-        print(f"  {name:<{width}}{_first_line(type(net))} {parameters / 1e6:.2f} M parameters.")
+        print(f"  {name:<{width}}{first_line(type(net))} {parameters / 1e6:.2f} M parameters.")
 
 
 def summary(arguments: Sequence[str]) -> None:
@@ -82,54 +81,7 @@ def summary(arguments: Sequence[str]) -> None:
 
 def info(arguments: Sequence[str]) -> None:
     """Say what a file of weights is: claritycore info CHECKPOINT."""
-    print(inspect_checkpoint(_parse(_checkpoint, "info", arguments)))
-
-
-def restore(arguments: Sequence[str]) -> None:
-    """Restore picture files: claritycore restore -i INPUT ... -o OUTPUT --model CHECKPOINT [options]."""
-
-    def flag(alias: str, metavar: str, told: str) -> Any:
-        return tyro.conf.arg(aliases=(alias,), metavar=metavar, help=told)
-
-    paths = Annotated[
-        tuple[tuple[str, ...], ...],
-        tyro.conf.UseAppendAction,
-        flag("-i", "INPUT [INPUT ...]", "files, folders, and patterns with *, ?, [...] and **"),
-    ]
-    place = Annotated[str, flag("-o", "OUTPUT", "a folder, made if it is missing; for one file also a file")]
-    model = Annotated[str, flag("-m", "CHECKPOINT", "the net: a file of weights")]
-    options = tyro.conf.OmitArgPrefixes[RestoreOptions]
-    kind = make_dataclass(
-        "Restore",
-        [("input", paths), ("output", place), ("model", model), ("options", options, RestoreOptions())],
-        kw_only=True,
-    )
-    given, line = _parse(kind, "restore", arguments), ProgressLine(sys.stderr)
-
-    def say(text: str, stream: str) -> None:
-        line.clear()
-        print(one_line(text), file=getattr(sys, stream))
-
-    try:
-        report = restore_files(
-            _load(given.model, given.options.scale),
-            [path for paths in given.input for path in paths],
-            given.output,
-            given.options,
-            tell=lambda text: say(text, "stdout"),
-            note=lambda text: say(text, "stderr"),
-            progress=lambda text: line.show(one_line(text)),
-        )
-    finally:
-        line.clear()
-    if report.failed:
-        raise ValueError(f"{len(report.failed)} picture(s) not restored, {len(report.written)} file(s) written")
-
-
-def _load(path: str, scale: int | None) -> nn.Module:
-    """Load a net; where its file leaves the scale open, it is the one that was asked for."""
-    left_open = scale is not None and any("scale" in clause for clause in inspect_checkpoint(path).untold)
-    return AutoModel.from_pretrained(path, scale=scale) if left_open else AutoModel.from_pretrained(path)
+    print(inspect_checkpoint(parse(_checkpoint, "info", info, arguments)))
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -137,7 +89,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "list": list_names,
     "summary": summary,
     "info": info,
-    "restore": restore,
+    **cli_files.VERBS,
+    **cli_training.VERBS,
 }
 
 
@@ -150,13 +103,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: claritycore VERB [options]\n")
         for verb, function in VERBS.items():
-            print(f"  {verb:<10}{_first_line(function)}")
+            print(f"  {verb:<10}{first_line(function)}")
+        print(f"\nand the training presets, each with options of its own: {', '.join(preset_names())}")
         return 0
     verb, *rest = arguments
     try:
-        if verb not in VERBS:
-            raise ValueError(f"there is no verb {verb!r}{nearest(verb, VERBS)}")
-        VERBS[verb](rest)
+        if verb in VERBS:
+            VERBS[verb](rest)
+        elif verb in preset_names():
+            cli_training.preset(verb, rest)
+        else:
+            raise ValueError(f"there is no verb {verb!r}{nearest(verb, [*VERBS, *preset_names()])}")
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         print(f"claritycore: {one_line(error)}", file=sys.stderr)
         return 2
@@ -185,7 +142,7 @@ def _parse_target(
         ],
         kw_only=True,
     )
-    parsed = _parse(options, f"summary {name}", arguments)
+    parsed = parse(options, f"summary {name}", summary, arguments)
     for side in ("height", "width"):
         given = getattr(parsed, side)
         if given is not None and given < 1:
@@ -199,30 +156,5 @@ def _required(function: Callable[..., Any]) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
 
 
-def _parse(options: Callable[..., Any], verb: str, arguments: Sequence[str]) -> Any:
-    """Read the options of a verb; what tyro says of bad ones comes as one line."""
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            description = VERBS[verb.partition(" ")[0]].__doc__
-            return tyro.cli(options, prog=f"claritycore {verb}", description=description, args=arguments)
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-        unframed = re.sub(r"[╭╮╰╯─+]|-{3,}|^ *[│|]|[│|] *$", " ", told.getvalue(), flags=re.MULTILINE)
-        message = " ".join(unframed.split("For full helptext")[0].split())
-        message = re.sub(r"^((Value|Parsing) error|(Unrecognized|Required) options(?= \w)) ?", "", message)
-        message = message.replace("Error parsing target: ", "")
-        raise ValueError(f"{message}; see claritycore {verb} --help") from None
-
-
-def _no_options() -> None:
-    pass
-
-
 def _checkpoint(checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]) -> str:
     return checkpoint
-
-
-def _first_line(documented: Any) -> str:
-    return inspect.cleandoc(documented.__doc__ or "").split("\n")[0]

@@ -1,5 +1,8 @@
 """Depthwise convolution with small and large kernels in both layouts, against torch's own and its optimum.
 
+The optimum forward is `plain` on a channels-last map; all that a contiguous one adds to it is copies. In half precision
+a call of `plain` may take minutes on a CPU from a width of 15 on: choose others by `--only /torch`.
+
 python -m benchmarks.depthwise_conv2d
 """
 

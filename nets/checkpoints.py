@@ -1,6 +1,7 @@
 """Files of weights that say what they are: safetensors with a description of the net in the metadata."""
 
 import json
+import os
 import pickle
 import re
 import secrets
@@ -11,8 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from .shipped import located, shipped_weights
 
 METADATA_KEY = "claritycore"
 DEFAULT_NAME = "model.safetensors"
@@ -61,13 +64,25 @@ def write_checkpoint(path: str | PathLike[str], checkpoint: Checkpoint) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     description = json.dumps({"model_type": checkpoint.model_type, "config": checkpoint.config})
     state = {key: value.detach().cpu().contiguous() for key, value in checkpoint.state.items()}
+    write_whole(path, save(state, metadata={"format": "pt", METADATA_KEY: description}))
+    return path
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that appears whole and on the disk, or not at all: what was there before stays until then.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        save_file(state, temporary, metadata={"format": "pt", METADATA_KEY: description})
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
@@ -83,11 +98,12 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged, of an unknown kind, or holds more than tensors.
     """
-    path = Path(path)
+    path = located(path)
     if path.is_dir():
         path = path / DEFAULT_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        shipped = "" if path.suffix else f"; shipped are {', '.join(shipped_weights()) or 'none'}"
+        raise FileNotFoundError(f"there is no checkpoint {path}{shipped}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in (".pth", ".pt", ".ckpt"):

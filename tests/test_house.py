@@ -12,11 +12,11 @@ import pytest
 from torch import nn
 
 import claritycore
-from claritycore import blocks, deploy, images, kernels, nets
+from claritycore import blocks, deploy, images, kernels, nets, training
 from tests.contracts import CONTRACTS, NETS
 
 ROOT = Path(claritycore.__file__).parent
-ROOMS = ("blocks", "deploy", "images", "kernels", "models", "nets")
+ROOMS = ("blocks", "deploy", "images", "kernels", "models", "nets", "training")
 SOURCES = sorted([*ROOT.glob("*.py"), *(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))])
 TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in SOURCES}
 TEST_TEXT = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py") if file.name != "test_house.py")
@@ -43,6 +43,14 @@ WITHOUT_BENCHMARK = {
     **dict.fromkeys(["diagnose", "flop_formulas", "fvcore_handles"], "tells, and computes nothing"),
     **dict.fromkeys(["selective_scan_reference", "selective_scan_2d_reference"], 'timed as backend="reference"'),
     "depthwise_conv2d_reference": 'timed as backend="reference"',
+    **dict.fromkeys(["Degraded", "Evaluation", "Preset", "Recipe", "TrainingSettings"], "only holds what is known"),
+    **dict.fromkeys(["find_preset", "find_recipe", "list_recipes", "preset_names"], "looks a name up"),
+    **dict.fromkeys(["register_recipe", "read_state", "TrainingStopped"], "happens once a run"),
+    **dict.fromkeys(["VGGLoss", "LPIPSLoss", "Inception"], "the time is that of the network's convolutions"),
+    **dict.fromkeys(["AdversarialLoss", "UNetDiscriminator"], "the time is that of the discriminator's convolutions"),
+    **dict.fromkeys(["LossTerm", "WeightedLoss"], "only adds up what others compute"),
+    **dict.fromkeys(["evaluate"], "the time is that of the net, and of what degrades and decodes images"),
+    **dict.fromkeys(["ImageFolder", "TrainingSamples"], "the time is that of decoding, once an image"),
     "rgb_to_y": "three products a pixel, timed within psnr and ssim",
 }
 
@@ -53,6 +61,7 @@ ALLOWED = {
     "nets": {"torch", "einops", "numpy", "safetensors"},
     "models": set(),
     "images": {"torch", "numpy", "PIL", "imagecodecs", "tifffile"},
+    "training": {"torch", "numpy", "einops", "lightning"},
 }
 
 
@@ -72,7 +81,7 @@ NET_CLASSES = {
 }
 PUBLIC = {
     f"{room.__name__.removeprefix('claritycore.')}.{name}": getattr(room, name)
-    for room in (blocks, deploy, images, kernels, nets)
+    for room in (blocks, deploy, images, kernels, nets, training)
     for name in room.__all__
     if inspect.isclass(getattr(room, name)) or inspect.isfunction(getattr(room, name))
 }

@@ -63,6 +63,7 @@ def check_install(python: Path, folders: list[Path]) -> None:
         run(python, "-c", "import claritycore.blocks, claritycore.nets, claritycore.images", cwd=folder)
         assert "rrdbnet-lite" in run(python, "-m", "claritycore", "list", cwd=folder)
         assert "16,919,555" in run(python.parent / "claritycore", "summary", "rrdbnet", cwd=folder)
+        assert "329,504" in run(python.parent / "claritycore", "info", "claritycore-x4", cwd=folder)
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
@@ -70,7 +71,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert {name.partition("/")[0] for name in names} == {"claritycore", wheel.name.split("-py3")[0] + ".dist-info"}
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     sources = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
-    sources += [ROOT / name for name in ("__init__.py", "__main__.py", "cli.py", "py.typed")]
+    modules = ("__init__.py", "__main__.py", "cli.py", "cli_files.py", "cli_training.py", "parsing.py")
+    sources += [*(ROOT / name for name in (*modules, "py.typed")), *(ROOT / "weights").iterdir()]
     packed = {name.removeprefix("claritycore/") for name in names if name.startswith("claritycore/")}
     assert packed == {path.relative_to(ROOT).as_posix() for path in sources}
 

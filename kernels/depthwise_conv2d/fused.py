@@ -98,7 +98,7 @@ def _convolve_kernel(
                 weights = weights + (tl.load(weight_ptr, mask=there[None, :], other=0.0),)  # noqa: RUF005
                 weight_ptr += channels
             at = first + (column - KERNEL // 2)
-            value = tl.load(here, mask=mask & (at < width), other=0.0).to(dtype)
+            value = tl.load(here, mask=mask & ((at >= 0) & (at < width)), other=0.0).to(dtype)
             here += x.width
             updated = ()
             for k in tl.static_range(COLUMNS):

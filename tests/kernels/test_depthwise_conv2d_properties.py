@@ -149,7 +149,7 @@ def test_nothing_gives_nothing(form, shape):
         assert not results["gradient of weight"].any()
 
 
-@pytest.mark.parametrize("wanted", [("x",), ("weight",), ("bias",), ("x", "bias"), ("weight", "bias")])
+@pytest.mark.parametrize("wanted", [("x",), ("weight",), ("bias",)])
 def test_each_gradient_can_be_had_alone(form, wanted):
     backend, device = form
     inputs = BLURRED.inputs(device, torch.float32)

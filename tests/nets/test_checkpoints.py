@@ -95,7 +95,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(net, tmp_path, monkeyp
     def full_disk(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoints_module, "save_file", full_disk)
+    monkeypatch.setattr(checkpoints_module.os, "fsync", full_disk)
     with pytest.raises(OSError, match=r"no space left"):
         net.save_pretrained(path)
     assert path.read_bytes() == before

@@ -1,0 +1,121 @@
+"""The verbs of the command line that train and measure; each parses its arguments and calls one function."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import field, make_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from .deploy.progress import ProgressLine, one_line
+from .nets import AutoConfig, BaseConfig
+from .parsing import parse
+from .training.evaluate_folder import EvaluateOptions, evaluate_folder
+from .training.presets import find_preset, preset_names
+from .training.run_config import read_config
+from .training.run_files import WEIGHTS, RunState, read_state
+from .training.settings import TrainingSettings
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train a net: claritycore train --model NAME [options], the options of the net among them."""
+    model, rest = _taken(arguments, "--model")
+    file, rest = _taken(rest, "--config")
+    config = AutoConfig.from_name(model) if model else None
+    settings = TrainingSettings()
+    if file:
+        config, settings = read_config(file, config, settings)
+    if config is None:
+        names = ", ".join(preset_names())
+        if not {"-h", "--help"} & set(arguments):
+            raise ValueError("give --model NAME (claritycore list names them), or --config FILE")
+        print(f"{train.__doc__}\n\ntrain --model NAME --help lists them. Presets are verbs of their own: {names}")
+        return
+    _run("train", train, config, settings, rest)
+
+
+def preset(name: str, arguments: Sequence[str]) -> None:
+    """Train a net as its preset says: claritycore PRESET [options]."""
+    file, rest = _taken(arguments, "--config")
+    config, settings = find_preset(name)
+    if file:
+        config, settings = read_config(file, config, settings)
+    _run(name, preset, config, settings, rest)
+
+
+def resume(arguments: Sequence[str]) -> None:
+    """Go on with a run that was interrupted: claritycore resume FOLDER [options]."""
+    if {"-h", "--help"} & set(arguments[:1]):
+        print(f"{resume.__doc__}\n\nThe options are those of train; what is not given stays as it was.")
+        return
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError("give the folder of a run: claritycore resume FOLDER")
+    folder, *rest = arguments
+    state = read_state(folder)
+    place = Path(folder).resolve()
+    settings = replace(state.settings, runs=str(place.parent), name=place.name)
+    _run("resume", resume, state.config, settings, rest, state)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Measure a net on a folder of clean images: claritycore evaluate --model CHECKPOINT --data FOLDER [options]."""
+    options = parse(EvaluateOptions, "evaluate", evaluate, arguments)
+    line = ProgressLine(sys.stderr)
+    try:
+        found = evaluate_folder(options, progress=lambda done, total: line.show(f"{done} of {total} pictures"))
+    finally:
+        line.clear()
+    print(found)
+    if options.csv:
+        print(f"\n{found.write_csv(options.csv, overwrite=options.overwrite)}")
+
+
+VERBS = {"train": train, "resume": resume, "evaluate": evaluate}
+
+
+def _run(
+    verb: str,
+    described: Any,
+    config: BaseConfig,
+    settings: TrainingSettings,
+    arguments: Sequence[str],
+    state: RunState | None = None,
+) -> None:
+    kind = make_dataclass(
+        "Train",
+        [
+            ("net", tyro.conf.OmitArgPrefixes[type(config)], field(default_factory=lambda: config)),
+            ("training", tyro.conf.OmitArgPrefixes[TrainingSettings], field(default_factory=lambda: settings)),
+        ],
+        kw_only=True,
+    )
+    given = parse(kind, verb, described, arguments)
+    if state is not None and given.net != state.config:
+        raise ValueError("a run goes on with the net that it was begun with: leave the options of the net out")
+    from .training.loop import train as begin
+
+    line = ProgressLine(sys.stderr)
+
+    def tell(text: str) -> None:
+        line.clear()
+        print(one_line(text))
+
+    folder = begin(given.net, given.training, state=state, line=line, tell=tell)
+    print(f"{folder / WEIGHTS}: {given.training.steps} steps done")
+
+
+def _taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """Take a flag that decides what the others are out of the arguments."""
+    rest, value = [], None
+    given = iter(arguments)
+    for argument in given:
+        if argument == flag:
+            value = next(given, None)
+            if value is None:
+                raise ValueError(f"{flag} needs a value")
+        elif argument.startswith(f"{flag}="):
+            value = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return value, rest

@@ -1,0 +1,45 @@
+"""Reading the options of a verb: flags come from signatures and dataclasses, and what is wrong comes as one line."""
+
+import contextlib
+import inspect
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+
+def parse(options: Callable[..., Any], verb: str, described: Any, arguments: Sequence[str]) -> Any:
+    """Read the options of a verb.
+
+    Args:
+        options: a function or a dataclass, whose parameters are the flags.
+        verb: what was called, for the help.
+        described: whose docstring describes it.
+        arguments: what was given.
+
+    Raises:
+        ValueError: if they cannot be read; what tyro says of it, as one line.
+    """
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(options, prog=f"claritycore {verb}", description=described.__doc__, args=arguments)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        unframed = re.sub(r"[╭╮╰╯─+]|-{3,}|^ *[│|]|[│|] *$", " ", told.getvalue(), flags=re.MULTILINE)
+        message = " ".join(unframed.split("For full helptext")[0].split())
+        message = re.sub(r"^((Value|Parsing) error|(Unrecognized|Required) options(?= \w)) ?", "", message)
+        message = re.sub(r"Error parsing (target|net|training): ", "", message)
+        raise ValueError(f"{message}; see claritycore {verb} --help") from None
+
+
+def no_options() -> None:
+    """The options of a verb that has none."""
+
+
+def first_line(documented: Any) -> str:
+    """What a docstring says in its first line."""
+    return inspect.cleandoc(documented.__doc__ or "").split("\n")[0]

@@ -1,0 +1,290 @@
+"""Runs: they learn, go on to the bit, stop before NaN, and do not depend on how many processes share a batch."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from claritycore.images import Picture, write_image
+from claritycore.nets import AutoConfig, AutoModel, BaseConfig, RestorationNet, register_config
+from claritycore.training import loop
+from claritycore.training.loop import TrainingStopped, train
+from claritycore.training.run_files import read_state
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def log_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_state(a, b):
+    """Two nested states are equal to the bit."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same_state(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        for x, y in zip(a, b, strict=True):
+            assert_same_state(x, y)
+    else:
+        assert a == b
+
+
+def assert_same_run(first, second):
+    a, b = read_state(first), read_state(second)
+    for name in ("step", "net", "average", "optimizer", "critic", "best"):
+        assert_same_state(getattr(a, name), getattr(b, name))
+
+
+def test_a_run_learns_and_leaves_its_files(make_settings, config, photos):
+    settings = make_settings(steps=40, ema=True, validation=str(photos), validate_every=20, save_every=10)
+    told = []
+    folder = train(replace(config, dropout=0.0), settings, tell=told.append)
+    losses = [line["loss"] for line in log_of(folder) if "loss" in line]
+    assert len(losses) == 40
+    assert sum(losses[-8:]) < 0.85 * sum(losses[:8])
+    assert {path.name for path in folder.iterdir()} >= {"last.ckpt", "log.jsonl", "net.safetensors", "best.safetensors"}
+    net = AutoModel.from_pretrained(folder / "net.safetensors")
+    assert net.config == replace(config, dropout=0.0)
+    state = read_state(folder)
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in state.average.items())
+    assert any(not torch.equal(value, state.average[key]) for key, value in state.net.items())
+    validated = [line for line in log_of(folder) if "validation_psnr" in line]
+    assert [line["step"] for line in validated] == [20, 40]
+    assert state.best == max(line["validation_psnr"] for line in validated)
+    assert "step 20: PSNR" in told[0]
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+@pytest.mark.parametrize("fields", [{"ema": True}, {"loss": "l1+0.1*hinge(width=4)", "accumulate": 2}], ids=str)
+def test_a_resumed_run_is_the_unbroken_one_to_the_bit(make_settings, config, stop, fields):
+    whole = train(config, make_settings(name="whole", **fields))
+
+    class Broken(Exception):
+        pass
+
+    def break_off(run, step):
+        save(run, step)
+        if step == stop:
+            raise Broken
+
+    save = loop._Run.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "save", break_off)
+        with pytest.raises(Broken):
+            train(config, make_settings(name="broken", **fields))
+    folder = whole.parent / "broken"
+    state = read_state(folder)
+    assert state.step == stop
+    train(state.config, state.settings, state=state)
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_to_the_bit(make_settings, config, tmp_path):
+    """SIGKILL at random moments, again and again, until the run is done."""
+    whole = train(config, make_settings(name="whole", steps=300, save_every=3, log_every=100, ema=True))
+    program = (
+        "import sys, torch; torch.set_num_threads(1)\nfrom claritycore.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    flags = (
+        "--scale 2 --num-feat 8 --num-block 1 --kernel-size 5 --dropout 0.1 --patch-size 16 --batch-size 4 --lr 1e-3"
+    )
+    common = ["--steps", "300", "--save-every", "3", "--log-every", "100", "--ema", "--no-amp", "--device", "cpu"]
+    first = ["train", "--model", "plksr", *flags.split(), "--data", str(make_settings().data), "--workers", "0"]
+    first += ["--runs", str(tmp_path / "runs"), "--name", "killed", *common]
+    folder = whole.parent / "killed"
+    draw = random.Random(0)
+    kills = 0
+    for _ in range(60):
+        begun = (folder / "last.ckpt").exists()
+        command = ["resume", str(folder)] if begun else first
+        if folder.exists() and not begun:
+            for path in folder.iterdir():
+                path.unlink()
+        process = subprocess.Popen([sys.executable, "-c", program, *command], stderr=subprocess.DEVNULL)
+        step = read_state(folder).step if begun else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline and kills < 20:
+            if (folder / "last.ckpt").exists() and read_state(folder).step > step:
+                time.sleep(draw.random() * 0.05)
+                process.send_signal(signal.SIGKILL)
+                kills += process.wait() == -signal.SIGKILL
+            time.sleep(0.002)
+        if process.wait() == 0:
+            break
+    assert kills == 20
+    assert_same_run(whole, folder)
+
+
+def test_micro_batches_change_nothing(make_settings, config):
+    config = replace(config, dropout=0.0)
+    whole, parts = (
+        read_state(train(config, make_settings(name=f"a{n}", steps=10, batch_size=8, accumulate=n))) for n in (1, 4)
+    )
+    for key, value in whole.net.items():
+        torch.testing.assert_close(parts.net[key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_same_global_batch(make_settings, config, photos, tmp_path):
+    settings = {"steps": 10, "batch_size": 8, "validate_every": 10, "ema": True}
+    config = replace(config, dropout=0.0)
+    one = train(config, make_settings(name="one", validation=str(photos), **settings))
+    flags = "--scale 2 --num-feat 8 --num-block 1 --kernel-size 5 --patch-size 16 --batch-size 8 --lr 1e-3 --steps 10"
+    command = ["train", "--model", "plksr", *flags.split(), "--data", str(photos), "--validation", str(photos)]
+    command += ["--validate-every", "10", "--ema", "--no-amp", "--device", "cpu", "--workers", "0", "--log-every", "1"]
+    command += ["--runs", str(tmp_path / "runs"), "--name", "two", "--devices", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "claritycore", *command], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = read_state(one), read_state(tmp_path / "runs" / "two")
+    for name in ("net", "average"):
+        for key, value in getattr(first, name).items():
+            torch.testing.assert_close(getattr(second, name)[key], value, rtol=1e-4, atol=1e-6)
+    figures = [
+        next(line for line in log_of(folder) if "validation_psnr" in line)
+        for folder in (one, tmp_path / "runs" / "two")
+    ]
+    for key in ("validation_psnr", "validation_ssim", "validation_lf_psnr"):
+        assert figures[0][key] == pytest.approx(figures[1][key], abs=1e-3)
+    assert len([line for line in log_of(tmp_path / "runs" / "two") if "loss" in line]) == 10
+
+
+def test_checkpointing_gives_the_same_gradients(make_settings):
+    for name in ("rrdbnet-lite", "plksr", "span"):
+        sizes = {"num_feat": 8, "num_block": 2, "scale": 2} | ({"num_grow_ch": 4} if "rrdb" in name else {})
+        config = AutoConfig.from_name(name, **sizes)
+        states = [
+            read_state(train(config, make_settings(name=f"{name}-{on}", steps=3, checkpointing=on)))
+            for on in (False, True)
+        ]
+        assert_same_state(states[0].net, states[1].net)
+
+
+def test_a_net_of_ones_own_trains(make_settings):
+    class Enlarger(RestorationNet):
+        def __init__(self, config):
+            super().__init__(config)
+            self.conv = nn.Conv2d(3, 12, 3, padding=1)
+
+        def forward(self, image):
+            return nn.functional.pixel_shuffle(self.conv(image), 2)
+
+    @register_config("enlarger")
+    @dataclass
+    class EnlargerConfig(BaseConfig):
+        scale: int = 2
+
+        def build(self):
+            return Enlarger(self)
+
+    folder = train(EnlargerConfig(), make_settings(steps=3))
+    assert type(AutoModel.from_pretrained(folder / "net.safetensors")) is Enlarger
+    with pytest.raises(ValueError, match="Enlarger has no body of blocks"):
+        train(EnlargerConfig(), make_settings(name="other", checkpointing=True))
+
+
+def test_nan_stops_with_the_batch_saved_and_the_checkpoint_sound(make_settings, config, monkeypatch):
+    class Poisoned(loop.WeightedLoss):
+        def forward(self, restored, target, step=0):
+            loss, parts = super().forward(restored, target, step)
+            return (loss * float("nan") if step == 4 else loss), parts
+
+    monkeypatch.setattr(loop, "WeightedLoss", Poisoned)
+    with pytest.raises(TrainingStopped, match="step 4 gave NaN or infinity"):
+        train(config, make_settings())
+    run = Path(make_settings().runs) / "run"
+    saved = torch.load(run / "bad_batch_step4_process0.pt", weights_only=True)
+    assert saved["clean"].shape == (4, 3, 16, 16)
+    assert saved["degraded"].shape == (4, 3, 8, 8)
+    state = read_state(run)
+    assert state.step == 4
+    assert all(value.isfinite().all() for value in state.net.values())
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(make_settings, config):
+    written = []
+
+    def fsync(_):
+        written.append(1)
+        if len(written) > 2:
+            raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("claritycore.nets.checkpoints.os.fsync", fsync)
+        with pytest.raises(OSError, match="No space left"):
+            train(config, make_settings())
+    folder = Path(make_settings().runs) / "run"
+    assert read_state(folder).step == 2
+    assert not list(folder.glob(".*"))
+    train(config, read_state(folder).settings, state=read_state(folder))
+    assert read_state(folder).step == 6
+
+
+def test_the_start_follows_from_the_seed(make_settings, config):
+    first, again, other = (
+        read_state(train(config, make_settings(name=f"r{n}", steps=2, seed=seed))) for n, seed in enumerate((1, 1, 2))
+    )
+    assert_same_state(first.net, again.net)
+    assert any(not torch.equal(value, other.net[key]) for key, value in first.net.items())
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"data": "nowhere"}, FileNotFoundError, "there is no folder nowhere"),
+        ({"recipe": "cleam"}, ValueError, r"there is no recipe 'cleam'; did you mean clean\?"),
+        ({"loss": "l3"}, ValueError, "l3"),
+        ({"patch_size": 15}, ValueError, "patch_size must be a multiple of the scale 2, got 15"),
+        ({"patch_size": 64}, ValueError, r"8 of 8 images in .* cannot be used; the first: .*64 x 64 are needed"),
+        ({"device": "tpu"}, ValueError, "device must be auto or one of cpu.*, got 'tpu'"),
+        ({"batch_size": 3, "accumulate": 2}, ValueError, "batch_size must be a multiple of"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_the_first_step(make_settings, config, fields, error, message):
+    with pytest.raises(error, match=message):
+        train(config, make_settings(**fields))
+
+
+def test_a_run_is_not_begun_over_another(make_settings, config):
+    train(config, make_settings(steps=1))
+    with pytest.raises(FileExistsError, match=r"exists: give another --name, or go on by: claritycore resume"):
+        train(config, make_settings(steps=1))
+
+
+def test_one_corrupt_image_is_named_or_skipped(make_settings, config, tmp_path):
+    for number in range(3):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        write_image(tmp_path / "images" / f"{number}.png", Picture(torch.rand(1, 3, 24, 24)))
+    (tmp_path / "images" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    data = {"data": str(tmp_path / "images"), "steps": 2}
+    with pytest.raises(ValueError, match=r"1 of 4 images in .* cannot be used; the first: .*bad.png"):
+        train(config, make_settings(**data))
+    told = []
+    train(config, make_settings(**data, skip_unusable=True), tell=told.append)
+    assert "1 images are left out" in told[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello"])
+def test_a_checkpoint_that_cannot_be_read_is_told(tmp_path, content):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*last.ckpt: nothing to resume"):
+        read_state(tmp_path)
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"last.ckpt is (damaged|refused)"):
+        read_state(tmp_path)

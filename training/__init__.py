@@ -1,0 +1,54 @@
+"""Training and measuring nets: degradations, samples, losses, the loop, presets and validation.
+
+Nothing here loads Lightning or TensorBoard before a run begins.
+"""
+
+from .adversarial import AdversarialLoss
+from .data import ImageFolder, TrainingSamples
+from .degradations import Degraded, Recipe, degrade, find_recipe, list_recipes, register_recipe
+from .discriminators import UNetDiscriminator
+from .evaluation import Evaluation
+from .frequency_losses import FFTLoss, FocalFrequencyLoss, LaplacianLoss
+from .inception import Inception
+from .loop import TrainingStopped, train
+from .losses import LossTerm, WeightedLoss
+from .perceptual import LPIPSLoss, VGGLoss
+from .pixel_losses import CharbonnierLoss, L1Loss, L2Loss, SSIMLoss
+from .presets import Preset, find_preset, preset_names
+from .run_files import read_state
+from .settings import TrainingSettings
+from .validation import evaluate
+
+__all__ = [
+    "AdversarialLoss",
+    "CharbonnierLoss",
+    "Degraded",
+    "Evaluation",
+    "FFTLoss",
+    "FocalFrequencyLoss",
+    "ImageFolder",
+    "Inception",
+    "L1Loss",
+    "L2Loss",
+    "LPIPSLoss",
+    "LaplacianLoss",
+    "LossTerm",
+    "Preset",
+    "Recipe",
+    "SSIMLoss",
+    "TrainingSamples",
+    "TrainingSettings",
+    "TrainingStopped",
+    "UNetDiscriminator",
+    "VGGLoss",
+    "WeightedLoss",
+    "degrade",
+    "evaluate",
+    "find_preset",
+    "find_recipe",
+    "list_recipes",
+    "preset_names",
+    "read_state",
+    "register_recipe",
+    "train",
+]

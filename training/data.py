@@ -1,0 +1,273 @@
+"""Training samples: crops of image files, each a pure function of the run's seed and of its number in the run.
+
+So a run that is resumed needs no state of its loader, and however many workers or processes there are, they see the
+same samples.
+"""
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ..images import read_image, rgb_to_y
+from ..images.encoding import FORMATS
+from ..images.reading import image_size
+
+CACHE_BYTES = 4 << 30
+MASK = (1 << 64) - 1
+
+
+def mixed(*numbers: int) -> int:
+    """One number of 63 bits from several, as far apart for close ones as for any (splitmix64).
+
+    >>> mixed(0, 1) == mixed(0, 1), mixed(0, 1) == mixed(1, 0)
+    (True, False)
+    """
+    state = 0
+    for number in numbers:
+        state = (state ^ (number & MASK)) + 0x9E3779B97F4A7C15 & MASK
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & MASK
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+class Sample(NamedTuple):
+    """One training sample, or a batch of them.
+
+    Shape:
+        ``clean`` is ``(C, P, P)``; ``degraded`` is ``(C, P / s, P / s)``, or empty where it is still to be made from
+        ``clean`` and ``seed``.
+    """
+
+    clean: Tensor
+    degraded: Tensor
+    seed: int | Tensor
+
+
+class ImageFolder:
+    """The image files of a folder and its sub-folders; what was decoded is kept while there is room for it.
+
+    Args:
+        folder: where the files are.
+        channels: 3 makes grey images RGB, 1 makes colour images grey by their luma; other numbers are not read.
+        at_least: smallest side in pixels that an image may have.
+        skip_unusable: leave out images that cannot be read or are too small; by default they are refused.
+        cache_bytes: how much decoded data each process keeps.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it holds no image file, or one that is unusable and may not be skipped.
+
+    >>> ImageFolder("nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: there is no folder nowhere
+    """
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        *,
+        channels: int = 3,
+        at_least: int = 1,
+        skip_unusable: bool = False,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.folder, self.channels, self.cache_bytes = Path(folder), channels, cache_bytes
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3: image files have no more, got {channels}")
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {self.folder}")
+        found = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in FORMATS and path.is_file())
+        if not found:
+            raise ValueError(f"{self.folder} holds no image file ({', '.join(FORMATS)})")
+        self.unusable = {path: why for path in found if (why := _obstacle(path, at_least))}
+        self.paths = [path for path in found if path not in self.unusable]
+        if self.unusable and not (skip_unusable and self.paths):
+            path, why = next(iter(self.unusable.items()))
+            counted = f"{len(self.unusable)} of {len(found)} images in {self.folder} cannot be used"
+            raise ValueError(f"{counted}; the first: {path} {why}")
+        self._decoded: OrderedDict[int, Tensor] = OrderedDict()
+        self._held = 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Image (C, H, W): uint8, or float32 in [0, 1] where the file has 16 bits.
+
+        Raises:
+            ValueError: if the file turns out to be damaged.
+        """
+        if index in self._decoded:
+            self._decoded.move_to_end(index)
+            return self._decoded[index]
+        picture = read_image(self.paths[index])
+        pixels = picture.pixels[0]
+        if self.channels == 3:
+            pixels = pixels.expand(3, -1, -1)
+        elif len(pixels) == 3:
+            pixels = rgb_to_y(pixels[None])[0]
+        image = (pixels * 255).round().byte() if picture.depth == 8 else pixels
+        self._keep(index, image.contiguous())
+        return image
+
+    def _keep(self, index: int, image: Tensor) -> None:
+        self._decoded[index] = image
+        self._held += image.nbytes
+        while self._held > self.cache_bytes and len(self._decoded) > 1:
+            self._held -= self._decoded.popitem(last=False)[1].nbytes
+
+
+class TrainingSamples(Dataset[Sample]):
+    """Random crops by number: image, place, turn and seed follow from the run's seed and the number alone.
+
+    Every image comes once in as many samples as there are images, in an order that differs from round to round.
+
+    Args:
+        clean: the images.
+        degraded: their degraded versions in the same order, of 1 / `scale` the size; without, each sample has a seed
+            from which to make one.
+        patch_size: side of a crop in clean pixels.
+        scale: by how much the degraded image is smaller.
+        seed: of the run.
+
+    Raises:
+        ValueError: if `patch_size` is no multiple of `scale`, or the pairs do not match.
+
+    >>> import tempfile
+    >>> from ..images import Picture, write_image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_image(f"{folder}/image.png", Picture(torch.rand(1, 3, 40, 50)))
+    ...     TrainingSamples(ImageFolder(folder), patch_size=32, scale=4)[7].clean.shape
+    torch.Size([3, 32, 32])
+    """
+
+    def __init__(
+        self, clean: ImageFolder, degraded: ImageFolder | None = None, *, patch_size: int, scale: int = 1, seed: int = 0
+    ) -> None:
+        if patch_size < scale or patch_size % scale:
+            raise ValueError(f"patch_size must be a multiple of the scale {scale}, got {patch_size}")
+        if degraded is not None:
+            check_pairs(clean, degraded, scale)
+        self.clean, self.degraded = clean, degraded
+        self.patch_size, self.scale, self.seed = patch_size, scale, seed
+        self._round, self._order = -1, []
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitem__(self, number: int) -> Sample:
+        index = self._image_of(number)
+        image = self.clean[index]
+        draw = random.Random(mixed(self.seed, 1, number))
+        side, scale = self.patch_size // self.scale, self.scale
+        top, left = (draw.randint(0, size // scale - side) for size in image.shape[1:])
+        turn = draw.randrange(8)
+        clean = _turned(_cropped(image, scale * top, scale * left, self.patch_size), turn)
+        degraded = clean.new_empty(0)
+        if self.degraded is not None:
+            degraded = _turned(_cropped(self.degraded[index], top, left, side), turn)
+        return Sample(clean, degraded, mixed(self.seed, 2, number))
+
+    def _image_of(self, number: int) -> int:
+        count = len(self.clean)
+        if number // count != self._round:
+            self._round = number // count
+            self._order = list(range(count))
+            random.Random(mixed(self.seed, 0, self._round)).shuffle(self._order)
+        return self._order[number % count]
+
+
+class Batches(Sampler[list[int]]):
+    """The numbers of each micro-batch of one process, from a step on.
+
+    All processes and micro-batches of a step have the same `batch_size` samples between them, however many there are.
+
+    Args:
+        batch_size: samples of a step, over all processes.
+        first_step, last_step: the steps that are to be made, the last not included.
+        rank, processes: which of how many this process is.
+        accumulate: micro-batches of a step.
+
+    Raises:
+        ValueError: if the batch cannot be shared out evenly.
+
+    >>> list(Batches(4, 1, 3, processes=2, rank=1))
+    [[6, 7], [10, 11]]
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        first_step: int,
+        last_step: int,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        if batch_size < 1 or batch_size % (processes * accumulate):
+            parts = f"{processes} process(es) times {accumulate} micro-batch(es)"
+            raise ValueError(f"batch_size must be a multiple of {parts}, got {batch_size}")
+        self.batch_size, self.first_step, self.last_step = batch_size, first_step, last_step
+        self.rank, self.processes, self.accumulate = rank, processes, accumulate
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.batch_size // (self.processes * self.accumulate)
+        for step in range(self.first_step, self.last_step):
+            for micro in range(self.accumulate):
+                start = step * self.batch_size + (micro * self.processes + self.rank) * size
+                yield list(range(start, start + size))
+
+
+def _obstacle(path: Path, at_least: int) -> str:
+    """Say what keeps an image from being used; only the head of the file is read."""
+    try:
+        height, width = image_size(path)
+    except (ValueError, OSError) as error:
+        return f"({error})"
+    return f"is {width} x {height}, and {at_least} x {at_least} are needed" if min(height, width) < at_least else ""
+
+
+def check_pairs(clean: ImageFolder, degraded: ImageFolder, scale: int) -> None:
+    """Bring the degraded images into the order of the clean ones, whose names they share.
+
+    Raises:
+        ValueError: if one has no partner, or is not of 1 / `scale` its size.
+    """
+
+    def stems(folder: ImageFolder) -> dict[Path, Path]:
+        return {path.relative_to(folder.folder).with_suffix(""): path for path in folder.paths}
+
+    ours, theirs = stems(clean), stems(degraded)
+    if alone := sorted(ours.keys() ^ theirs.keys()):
+        counted = f"{len(alone)} of the images in {clean.folder} and {degraded.folder} have no partner"
+        raise ValueError(f"{counted}; the first: {alone[0]}")
+    for stem, path in ours.items():
+        wanted = tuple(size // scale for size in image_size(path))
+        if (found := image_size(theirs[stem])) != wanted:
+            told = f"is {found[1]} x {found[0]}, and {wanted[1]} x {wanted[0]} fit {path.name} at scale {scale}"
+            raise ValueError(f"{theirs[stem]} {told}")
+    degraded.paths = [theirs[path.relative_to(clean.folder).with_suffix("")] for path in clean.paths]
+
+
+def _cropped(image: Tensor, top: int, left: int, side: int) -> Tensor:
+    crop = image[:, top : top + side, left : left + side]
+    return crop / 255 if crop.dtype == torch.uint8 else crop
+
+
+def _turned(image: Tensor, turn: int) -> Tensor:
+    """One of the eight turns and mirrorings of a square."""
+    image = image.flip(2) if turn & 1 else image
+    image = image.flip(1) if turn & 2 else image
+    return (image.transpose(1, 2) if turn & 4 else image).contiguous()

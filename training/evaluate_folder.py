@@ -1,0 +1,105 @@
+"""Measuring a net on a folder, as `claritycore evaluate` asks for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..deploy.restore_files import find_device
+from ..nets import AutoModel
+from .data import ImageFolder
+from .degradations import find_recipe
+from .evaluation import Evaluation
+from .inception import Inception
+from .perceptual import LPIPSLoss
+from .validation import evaluate
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is measured, and on what.
+
+    Args:
+        model: a file of weights.
+        data: folder of clean images.
+        degraded: folder of their degraded versions under the same names, instead of recipes.
+        recipes: by which clean images are degraded: clean, mild, joint, stress, noise25, jpeg40 and others.
+        scale: what the net's scale must be; another is refused.
+        seed: of what the recipes draw.
+        max_images: measure the first so many.
+        crop_border: pixels left out at each border; by default the scale, 0 at scale 1.
+        y_channel: measure the luma; by default for super-resolution of colour.
+        tile: largest side of a tile in input pixels, as in restore.
+        device: cpu, cuda, cuda:1, mps; auto takes cuda, then mps, then cpu.
+        lpips: file of LPIPS' linear heads, for LPIPS; needs the backbone too.
+        backbone: file of the backbone's weights, VGG16 or AlexNet in torchvision's names.
+        inception: file of the published FID Inception weights, for the FID of patches.
+        csv: file for the table, figures in full and with what was drawn.
+        overwrite: replace that file if it exists.
+
+    Raises:
+        ValueError: if a recipe is unknown, or heads are given without a backbone or the other way round.
+
+    >>> EvaluateOptions(model="net.safetensors", data="Set5").recipes
+    ('clean',)
+    """
+
+    model: str
+    data: str
+    degraded: str | None = None
+    recipes: tuple[str, ...] = ("clean",)
+    scale: int | None = None
+    seed: int = 0
+    max_images: int | None = None
+    crop_border: int | None = None
+    y_channel: bool | None = None
+    tile: int | None = None
+    device: str = "auto"
+    lpips: str | None = None
+    backbone: str | None = None
+    inception: str | None = None
+    csv: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for recipe in self.recipes:
+            find_recipe(recipe)
+        if (self.lpips is None) != (self.backbone is None):
+            raise ValueError("LPIPS needs both --lpips, its heads, and --backbone: give both files, or neither")
+
+
+def evaluate_folder(options: EvaluateOptions, *, progress: Callable[[int, int], None] | None = None) -> Evaluation:
+    """Measure a net on a folder of images.
+
+    Args:
+        options: what, and on what.
+        progress: called with the pictures done and all pictures, after each.
+
+    Raises:
+        FileNotFoundError: if a file or folder is not there.
+        ValueError: if a file cannot be used, the net is of another scale, or as `evaluate` tells.
+    """
+    device = find_device(options.device)
+    net = AutoModel.from_pretrained(options.model).eval().to(device)
+    scale = getattr(net, "scale", 1)
+    if options.scale not in (None, scale):
+        raise ValueError(f"scale must be {scale}, by which the net enlarges, got {options.scale}")
+    channels = getattr(net, "in_channels", 3)
+    lpips = None
+    if options.lpips is not None and options.backbone is not None:
+        lpips = LPIPSLoss(weights=options.backbone, heads=options.lpips).to(device)
+    with torch.inference_mode():
+        return evaluate(
+            net,
+            ImageFolder(options.data, channels=channels),
+            recipes=options.recipes,
+            degraded=ImageFolder(options.degraded, channels=channels) if options.degraded else None,
+            seed=options.seed,
+            max_images=options.max_images,
+            crop_border=options.crop_border,
+            y_channel=options.y_channel,
+            tile=options.tile,
+            lpips=lpips,
+            inception=Inception(options.inception).to(device) if options.inception else None,
+            progress=progress,
+        )

@@ -1,0 +1,258 @@
+"""The training loop: our step, on the devices, precisions and processes of Lightning Fabric."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..deploy.progress import ProgressLine
+from ..nets import AutoModel, BaseConfig, RestorationNet, RestorationOutput
+from .average import Average
+from .critic import Critic
+from .data import CACHE_BYTES, Batches, ImageFolder, Sample, TrainingSamples, mixed
+from .degradations import degrade, find_recipe
+from .engine import checkpoint_blocks, make_optimizer, number_of_workers, start_fabric
+from .journal import Journal
+from .losses import WeightedLoss
+from .run_files import BEST, WEIGHTS, RunState, write_state
+from .settings import INPUT_PATCH, TrainingSettings
+from .validation import Evaluation, evaluate
+
+Tell = Callable[[str], None]
+
+
+class TrainingStopped(RuntimeError):
+    """A step gave NaN or infinity; its batch was saved, and the last checkpoint is from before it.
+
+    >>> issubclass(TrainingStopped, RuntimeError)
+    True
+    """
+
+
+def train(
+    config: BaseConfig,
+    settings: TrainingSettings,
+    *,
+    state: RunState | None = None,
+    line: ProgressLine | None = None,
+    tell: Tell = lambda text: None,
+) -> Path:
+    """Train a net; a run that was interrupted goes on from its last checkpoint, to the bit on the same machine.
+
+    Args:
+        config: of the net.
+        settings: of the training.
+        state: where an interrupted run stands, as `read_state` gives it.
+        line: a line on the terminal that follows the run.
+        tell: called with a line for whatever should be known.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        FileExistsError: if a run of that name exists and `state` is not given.
+        FileNotFoundError: if a folder of images does not exist.
+        ValueError: if images, recipe, loss, device or batch do not fit; all are checked before the first step.
+        TrainingStopped: if a step gives NaN or infinity.
+
+    >>> from ..nets import AutoConfig
+    >>> train(AutoConfig.from_name("span", scale=4), TrainingSettings(data="nowhere"))
+    Traceback (most recent call last):
+    FileNotFoundError: there is no folder nowhere
+    """
+    run = _Run(config, settings, state, tell)
+    run.go(Journal(run.folder, settings.steps, line, silent=run.fabric.global_rank > 0))
+    return run.folder
+
+
+class _Run:
+    """A run: what is made once, and the step."""
+
+    def __init__(self, config: BaseConfig, settings: TrainingSettings, state: RunState | None, tell: Tell) -> None:
+        self.config, self.settings, self.tell = config, settings, tell
+        self.scale: int = getattr(config, "scale", 1)
+        torch.manual_seed(mixed(settings.seed, 4))  # a discriminator has start weights too
+        self.recipe, self.loss = find_recipe(settings.recipe), WeightedLoss(settings.loss)
+        self.samples, self.validation = self._images()
+        self.folder = Path(settings.runs) / (settings.name or f"{config.model_type}x{self.scale}")
+        if state is None and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise FileExistsError(f"{self.folder} exists: give another --name, or go on by: claritycore resume")
+        self.fabric = start_fabric(settings)
+        torch.manual_seed(settings.seed)
+        net = AutoModel.from_config(config).train().to(self.fabric.device)
+        self.plain_net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.average = Average(self.plain_net, settings.ema_decay) if settings.ema else None
+        self.plain_optimizer = make_optimizer(self.plain_net, settings)
+        self.first_step, self.best = 0, None
+        self.loss.to(self.fabric.device)
+        self.critic = Critic(self.loss, settings, self.fabric)
+        if state is not None:
+            self._take_up(state)
+        self._set_up()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def go(self, journal: Journal) -> None:
+        settings, batches = self.settings, self._batches()
+        try:
+            journal.start(self.first_step)
+            for step in range(self.first_step, settings.steps):
+                values = self.step(step, batches)
+                done, last = step + 1, step + 1 == settings.steps
+                journal.follow(done, values["loss"])
+                if done % settings.log_every == 0 or last:
+                    journal.write(done, lr=settings.lr_at(step), **values)
+                if self.validation and (done % settings.validate_every == 0 or last):
+                    self.validate(done, journal)
+                if done % settings.save_every == 0 or last:
+                    self.save(done)
+        finally:
+            journal.close()
+
+    def step(self, step: int, batches: Iterator[Sample]) -> dict[str, float]:
+        """Make one step of the optimiser; return what to log of it."""
+        micro_batches = self.settings.accumulate
+        # What a net draws at random follows from the step, so that a resumed run draws the same.
+        torch.manual_seed(mixed(self.settings.seed, 3, step, self.fabric.global_rank))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr_at(step)
+        self.optimizer.zero_grad()
+        self.critic.begin(step)
+        values: dict[str, float] = {}
+        for micro in range(micro_batches):
+            clean, degraded = self._pair(next(batches))
+            with self.fabric.no_backward_sync(self.net, enabled=micro < micro_batches - 1):
+                output = self._restored(degraded)
+                with self.fabric.autocast():
+                    loss, parts = self.loss(output.image, clean, step)
+                total = loss + output.aux.total().to(loss)
+                self._check(total, step, clean, degraded)
+                self.fabric.backward(total / micro_batches)
+            judged = self.critic.look(output.image.detach(), clean, step)
+            for name, value in {"loss": total, **parts, **output.aux.losses, **judged}.items():
+                values[name] = values.get(name, 0.0) + value.item() / micro_batches
+        if self.settings.clip:
+            self.fabric.clip_gradients(self.net, self.optimizer, max_norm=self.settings.clip)
+        self.optimizer.step()
+        self.critic.step()
+        if self.average is not None:
+            self.average.update(self.plain_net, step)
+        return values
+
+    def validate(self, step: int, journal: Journal) -> None:
+        """Restore the validation images, write the figures down, and keep the best weights."""
+        net, fabric = self._shipped(), self.fabric
+        images, recipes = cast(ImageFolder, self.validation), (self.settings.recipe,)
+        found = evaluate(net, images, recipes=recipes, rank=fabric.global_rank, processes=fabric.world_size)
+        found = Evaluation.merge(_gathered(found, fabric.world_size))
+        self.plain_net.train()
+        if fabric.global_rank:
+            return
+        means = found.means()[self.settings.recipe]
+        journal.write(step, **{f"validation_{name}": value for name, value in means.items()})
+        self.tell(f"step {step}: PSNR {means['psnr']:.2f} dB, SSIM {means['ssim']:.4f} over {len(images)} images")
+        if self.best is None or means["psnr"] > self.best:
+            self.best = means["psnr"]
+            net.save_pretrained(self.folder / BEST)
+
+    def save(self, step: int) -> None:
+        """Write down where the run stands, and the weights that it would ship."""
+        if self.fabric.global_rank:
+            return
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        state = RunState(
+            step=step,
+            config=self.config,
+            settings=self.settings,
+            net=self.plain_net.state_dict(),
+            average=None if self.average is None else self.average.net.state_dict(),
+            optimizer=self.plain_optimizer.state_dict(),
+            critic=self.critic.state_dict(),
+            scaler=None if scaler is None else scaler.state_dict(),
+            best=self.best,
+        )
+        write_state(self.folder, state)
+        self._shipped().save_pretrained(self.folder / WEIGHTS)
+        self.plain_net.train()
+
+    def _images(self) -> tuple[TrainingSamples, ImageFolder | None]:
+        settings, scale = self.settings, self.scale
+        patch_size = settings.patch_size or INPUT_PATCH * scale
+        channels = getattr(self.config, "in_channels", 3)
+        cache_bytes = CACHE_BYTES // max(number_of_workers(settings), 1)
+        options = {"channels": channels, "skip_unusable": settings.skip_unusable, "cache_bytes": cache_bytes}
+        clean = ImageFolder(settings.data, at_least=patch_size, **options)
+        degraded = ImageFolder(settings.degraded, **options) if settings.degraded else None
+        if clean.unusable:
+            self.tell(f"{len(clean.unusable)} images are left out, the first: {next(iter(clean.unusable))}")
+        validation = ImageFolder(settings.validation, channels=channels) if settings.validation else None
+        return TrainingSamples(clean, degraded, patch_size=patch_size, scale=scale, seed=settings.seed), validation
+
+    def _batches(self) -> Iterator[Sample]:
+        settings, fabric, workers = self.settings, self.fabric, number_of_workers(self.settings)
+        numbers = Batches(
+            settings.batch_size,
+            self.first_step,
+            settings.steps,
+            rank=fabric.global_rank,
+            processes=fabric.world_size,
+            accumulate=settings.accumulate,
+        )
+        pinned = fabric.device.type == "cuda"
+        return iter(DataLoader(self.samples, batch_sampler=numbers, num_workers=workers, pin_memory=pinned))
+
+    def _take_up(self, state: RunState) -> None:
+        self.plain_net.load_state_dict(state.net)
+        if self.average is not None and state.average is not None:
+            self.average.net.load_state_dict(state.average)
+        self.plain_optimizer.load_state_dict(state.optimizer)
+        self.critic.load_state_dict(state.critic)
+        self.first_step, self.best = state.step, state.best
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None and state.scaler is not None:
+            scaler.load_state_dict(state.scaler)
+
+    def _set_up(self) -> None:
+        if self.settings.checkpointing:
+            checkpoint_blocks(self.plain_net)
+        net = cast(nn.Module, torch.compile(self.plain_net)) if self.settings.compile else self.plain_net
+        self.net, self.optimizer = self.fabric.setup(net, self.plain_optimizer)
+        self.gives_aux = "return_aux" in inspect.signature(self.plain_net.forward).parameters
+
+    def _pair(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Bring a batch to the device, and degrade it there unless it came in pairs."""
+        clean = sample.clean.to(self.fabric.device, non_blocking=True)
+        if sample.degraded.numel():
+            degraded = sample.degraded.to(self.fabric.device, non_blocking=True)
+        else:
+            with torch.no_grad():
+                degraded = degrade(clean, self.recipe, cast(Tensor, sample.seed), scale=self.scale).image
+        return clean, degraded.contiguous(memory_format=torch.channels_last)
+
+    def _restored(self, degraded: Tensor) -> RestorationOutput:
+        return self.net(degraded, return_aux=True) if self.gives_aux else RestorationOutput(self.net(degraded))
+
+    def _check(self, loss: Tensor, step: int, clean: Tensor, degraded: Tensor) -> None:
+        """Stop before NaN gets into the weights; all processes together, since each waits for the others' gradients."""
+        finite = self.fabric.all_reduce(loss.detach().isfinite().float(), reduce_op="sum")
+        if cast(Tensor, finite) < self.fabric.world_size:
+            path = self.folder / f"bad_batch_step{step}_process{self.fabric.global_rank}.pt"
+            torch.save({"step": step, "clean": clean.cpu(), "degraded": degraded.cpu(), "loss": loss.item()}, path)
+            raise TrainingStopped(
+                f"step {step} gave NaN or infinity: its batch is in {path}; try a lower --lr, or --clip"
+            )
+
+    def _shipped(self) -> RestorationNet:
+        """The net whose weights count, in eval mode: the average where there is one."""
+        return cast(RestorationNet, self.plain_net if self.average is None else self.average.net).eval()
+
+
+def _gathered(found: Evaluation, processes: int) -> list[Evaluation]:
+    if processes == 1:
+        return [found]
+    gathered: list[Evaluation] = [found] * processes
+    torch.distributed.all_gather_object(gathered, found)
+    return gathered
