@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .settings import TrainingSettings
+from .sharding import sharded_strategy
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -29,6 +30,8 @@ def start_fabric(settings: TrainingSettings) -> "Fabric":
         raise ImportError("training needs Lightning: pip install 'claritycore[train]'") from error
     device = _device(settings.device)
     strategy = "ddp" if settings.strategy == "auto" and settings.devices * settings.nodes > 1 else settings.strategy
+    if strategy == "fsdp":
+        strategy = sharded_strategy(settings.devices * settings.nodes)
     fabric = Fabric(
         accelerator=device,
         devices=settings.devices,

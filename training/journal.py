@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ class Journal:
         if self.silent:
             return
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            # JSON has no infinity, which is the PSNR of equal images.
+            told = {key: None if value in (math.inf, -math.inf) else value for key, value in values.items()}
+            file.write(json.dumps({"step": step, **told}) + "\n")
         if self.board is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):

@@ -1,6 +1,5 @@
 """The training loop: our step, on the devices, precisions and processes of Lightning Fabric."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -9,18 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..deploy import restore_picture
 from ..deploy.progress import ProgressLine
-from ..nets import AutoModel, BaseConfig, RestorationNet, RestorationOutput
-from .average import Average
+from ..images import Picture, write_image
+from ..nets import BaseConfig
 from .critic import Critic
 from .data import CACHE_BYTES, Batches, ImageFolder, Sample, TrainingSamples, mixed
 from .degradations import degrade, find_recipe
-from .engine import checkpoint_blocks, make_optimizer, number_of_workers, start_fabric
+from .engine import number_of_workers, start_fabric
 from .journal import Journal
 from .losses import WeightedLoss
 from .run_files import BEST, WEIGHTS, RunState, write_state
 from .settings import INPUT_PATCH, TrainingSettings
-from .validation import Evaluation, evaluate
+from .trained_net import TrainedNet
+from .validation import Evaluation, cropped, evaluate
 
 Tell = Callable[[str], None]
 
@@ -82,17 +83,15 @@ class _Run:
         if state is None and self.folder.is_dir() and any(self.folder.iterdir()):
             raise FileExistsError(f"{self.folder} exists: give another --name, or go on by: claritycore resume")
         self.fabric = start_fabric(settings)
-        torch.manual_seed(settings.seed)
-        net = AutoModel.from_config(config).train().to(self.fabric.device)
-        self.plain_net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.average = Average(self.plain_net, settings.ema_decay) if settings.ema else None
-        self.plain_optimizer = make_optimizer(self.plain_net, settings)
-        self.first_step, self.best = 0, None
+        self.model = TrainedNet(config, settings, self.fabric, state, tell)
         self.loss.to(self.fabric.device)
         self.critic = Critic(self.loss, settings, self.fabric)
+        self.scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        self.first_step, self.best = (0, None) if state is None else (state.step, state.best)
         if state is not None:
-            self._take_up(state)
-        self._set_up()
+            self.critic.load_state_dict(state.critic)
+            if self.scaler is not None and state.scaler is not None:
+                self.scaler.load_state_dict(state.scaler)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def go(self, journal: Journal) -> None:
@@ -117,15 +116,15 @@ class _Run:
         micro_batches = self.settings.accumulate
         # What a net draws at random follows from the step, so that a resumed run draws the same.
         torch.manual_seed(mixed(self.settings.seed, 3, step, self.fabric.global_rank))
-        for group in self.optimizer.param_groups:
+        for group in self.model.optimizer.param_groups:
             group["lr"] = self.settings.lr_at(step)
-        self.optimizer.zero_grad()
+        self.model.optimizer.zero_grad()
         self.critic.begin(step)
         values: dict[str, float] = {}
         for micro in range(micro_batches):
             clean, degraded = self._pair(next(batches))
-            with self.fabric.no_backward_sync(self.net, enabled=micro < micro_batches - 1):
-                output = self._restored(degraded)
+            with self.fabric.no_backward_sync(self.model.net, enabled=micro < micro_batches - 1):
+                output = self.model(degraded)
                 with self.fabric.autocast():
                     loss, parts = self.loss(output.image, clean, step)
                 total = loss + output.aux.total().to(loss)
@@ -135,48 +134,61 @@ class _Run:
             for name, value in {"loss": total, **parts, **output.aux.losses, **judged}.items():
                 values[name] = values.get(name, 0.0) + value.item() / micro_batches
         if self.settings.clip:
-            self.fabric.clip_gradients(self.net, self.optimizer, max_norm=self.settings.clip)
-        self.optimizer.step()
+            self.fabric.clip_gradients(self.model.net, self.model.optimizer, max_norm=self.settings.clip)
+        self.model.step(step)
         self.critic.step()
-        if self.average is not None:
-            self.average.update(self.plain_net, step)
         return values
 
     def validate(self, step: int, journal: Journal) -> None:
         """Restore the validation images, write the figures down, and keep the best weights."""
-        net, fabric = self._shipped(), self.fabric
-        images, recipes = cast(ImageFolder, self.validation), (self.settings.recipe,)
+        net, fabric, images = self.model.shipped(), self.fabric, cast(ImageFolder, self.validation)
+        recipes = self.settings.validation_recipes or (self.settings.recipe,)
         found = evaluate(net, images, recipes=recipes, rank=fabric.global_rank, processes=fabric.world_size)
         found = Evaluation.merge(_gathered(found, fabric.world_size))
-        self.plain_net.train()
+        self.model.plain.train()
         if fabric.global_rank:
             return
-        means = found.means()[self.settings.recipe]
-        journal.write(step, **{f"validation_{name}": value for name, value in means.items()})
-        self.tell(f"step {step}: PSNR {means['psnr']:.2f} dB, SSIM {means['ssim']:.4f} over {len(images)} images")
-        if self.best is None or means["psnr"] > self.best:
-            self.best = means["psnr"]
+        for recipe, means in found.means().items():
+            journal.write(step, recipe=recipe, **{f"validation_{name}": value for name, value in means.items()})
+            figures = f"PSNR {means['psnr']:.2f} dB, SSIM {means['ssim']:.4f} over {len(images)} images"
+            self.tell(f"step {step}, {recipe}: {figures}")
+        for number in range(min(self.settings.pictures, len(images))):
+            self._draw(step, images, number, net, journal)
+        psnr = sum(means["psnr"] for means in found.means().values()) / len(recipes)
+        if self.best is None or psnr > self.best:
+            self.best = psnr
             net.save_pretrained(self.folder / BEST)
+
+    def _draw(self, step: int, images: ImageFolder, number: int, net: nn.Module, journal: Journal) -> None:
+        """Write a validation picture: degraded, restored and original side by side."""
+        clean = cropped(images[number], self.scale)
+        recipe = (self.settings.validation_recipes or (self.settings.recipe,))[0]
+        degraded = degrade(clean, recipe, [mixed(self.settings.seed, 5, number)], scale=self.scale).image
+        restored = restore_picture(net, Picture(degraded.clamp(0, 1))).pixels
+        nearest = degraded.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
+        panels = torch.cat([nearest, restored, clean], dim=3)
+        place = self.folder / "pictures" / f"{images.paths[number].stem}_{step}.png"
+        place.parent.mkdir(exist_ok=True)
+        write_image(place, Picture(panels), overwrite=True)
+        journal.picture(step, images.paths[number].stem, panels[0])
 
     def save(self, step: int) -> None:
         """Write down where the run stands, and the weights that it would ship."""
+        states, shipped = self.model.states(), self.model.shipped()
+        self.model.plain.train()
         if self.fabric.global_rank:
             return
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         state = RunState(
             step=step,
             config=self.config,
             settings=self.settings,
-            net=self.plain_net.state_dict(),
-            average=None if self.average is None else self.average.net.state_dict(),
-            optimizer=self.plain_optimizer.state_dict(),
             critic=self.critic.state_dict(),
-            scaler=None if scaler is None else scaler.state_dict(),
+            scaler=None if self.scaler is None else self.scaler.state_dict(),
             best=self.best,
+            **states,
         )
         write_state(self.folder, state)
-        self._shipped().save_pretrained(self.folder / WEIGHTS)
-        self.plain_net.train()
+        shipped.save_pretrained(self.folder / WEIGHTS)
 
     def _images(self) -> tuple[TrainingSamples, ImageFolder | None]:
         settings, scale = self.settings, self.scale
@@ -204,24 +216,6 @@ class _Run:
         pinned = fabric.device.type == "cuda"
         return iter(DataLoader(self.samples, batch_sampler=numbers, num_workers=workers, pin_memory=pinned))
 
-    def _take_up(self, state: RunState) -> None:
-        self.plain_net.load_state_dict(state.net)
-        if self.average is not None and state.average is not None:
-            self.average.net.load_state_dict(state.average)
-        self.plain_optimizer.load_state_dict(state.optimizer)
-        self.critic.load_state_dict(state.critic)
-        self.first_step, self.best = state.step, state.best
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        if scaler is not None and state.scaler is not None:
-            scaler.load_state_dict(state.scaler)
-
-    def _set_up(self) -> None:
-        if self.settings.checkpointing:
-            checkpoint_blocks(self.plain_net)
-        net = cast(nn.Module, torch.compile(self.plain_net)) if self.settings.compile else self.plain_net
-        self.net, self.optimizer = self.fabric.setup(net, self.plain_optimizer)
-        self.gives_aux = "return_aux" in inspect.signature(self.plain_net.forward).parameters
-
     def _pair(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Bring a batch to the device, and degrade it there unless it came in pairs."""
         clean = sample.clean.to(self.fabric.device, non_blocking=True)
@@ -232,9 +226,6 @@ class _Run:
                 degraded = degrade(clean, self.recipe, cast(Tensor, sample.seed), scale=self.scale).image
         return clean, degraded.contiguous(memory_format=torch.channels_last)
 
-    def _restored(self, degraded: Tensor) -> RestorationOutput:
-        return self.net(degraded, return_aux=True) if self.gives_aux else RestorationOutput(self.net(degraded))
-
     def _check(self, loss: Tensor, step: int, clean: Tensor, degraded: Tensor) -> None:
         """Stop before NaN gets into the weights; all processes together, since each waits for the others' gradients."""
         finite = self.fabric.all_reduce(loss.detach().isfinite().float(), reduce_op="sum")
@@ -244,10 +235,6 @@ class _Run:
             raise TrainingStopped(
                 f"step {step} gave NaN or infinity: its batch is in {path}; try a lower --lr, or --clip"
             )
-
-    def _shipped(self) -> RestorationNet:
-        """The net whose weights count, in eval mode: the average where there is one."""
-        return cast(RestorationNet, self.plain_net if self.average is None else self.average.net).eval()
 
 
 def _gathered(found: Evaluation, processes: int) -> list[Evaluation]:

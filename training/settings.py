@@ -23,6 +23,9 @@ class TrainingSettings:
         degraded: folder of their degraded versions under the same names; without it `recipe` makes them.
         validation: folder of clean images to validate on; without it there is no validation.
         recipe: how clean images are degraded.
+        validation_recipes: how they are for validation; by default as for training.
+        start: weights to start from, a file or the name of a shipped one; what does not fit starts fresh.
+        freeze: names of parameters that stay as they are, with * for any letters, as in body.0.*
         name: of the run; its files go to `runs`/`name`.
         runs: folder of all runs.
         steps: optimiser steps.
@@ -54,7 +57,7 @@ class TrainingSettings:
         validate_every: steps between validations.
         save_every: steps between checkpoints.
         log_every: steps between lines of the log.
-        pictures: how many validation pictures are written each time.
+        pictures: how many validation pictures are written each time, degraded, restored and original side by side.
         skip_unusable: leave out images that cannot be read or are smaller than a crop, instead of refusing the folder.
 
     Raises:
@@ -68,6 +71,9 @@ class TrainingSettings:
     degraded: str | None = None
     validation: str | None = None
     recipe: str = "clean"
+    validation_recipes: tuple[str, ...] = ()
+    start: str | None = None
+    freeze: tuple[str, ...] = ()
     name: str | None = None
     runs: str = "runs"
     steps: int = 400_000

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from claritycore.images import Picture, write_image
+from claritycore.images import Picture, read_image, write_image
 from claritycore.nets import AutoConfig, AutoModel, BaseConfig, RestorationNet, register_config
 from claritycore.training import loop
 from claritycore.training.loop import TrainingStopped, train
@@ -65,7 +66,28 @@ def test_a_run_learns_and_leaves_its_files(make_settings, config, photos):
     validated = [line for line in log_of(folder) if "validation_psnr" in line]
     assert [line["step"] for line in validated] == [20, 40]
     assert state.best == max(line["validation_psnr"] for line in validated)
-    assert "step 20: PSNR" in told[0]
+    assert "step 20, clean: PSNR" in told[0]
+    assert {path.name for path in (folder / "pictures").iterdir()} == {f"{n}_{s}.png" for n in (0, 1) for s in (20, 40)}
+    assert read_image(folder / "pictures" / "0_40.png").pixels.shape == (1, 3, 48, 3 * 56)
+
+
+def test_a_run_starts_from_weights_as_far_as_they_fit_and_holds_what_is_frozen(make_settings, config):
+    first = train(config, make_settings(name="x2", steps=2))
+    other = replace(config, scale=4)
+    told = []
+    begun = {"start": str(first / "net.safetensors"), "freeze": ("body.*",), "steps": 3}
+    second = train(other, make_settings(name="x4", **begun), tell=told.append)
+    assert re.match(r"\d+ of \d+ tensors loaded", told[0])
+    before, after = read_state(first).net, read_state(second).net
+    for key, value in after.items():
+        assert torch.equal(value, before[key]) == key.startswith("body.") if value.shape == before[key].shape else True
+    assert not torch.equal(after["conv_first.weight"], before["conv_first.weight"])
+
+
+def test_validation_takes_several_recipes(make_settings, config, photos):
+    options = {"validation": str(photos), "validation_recipes": ("clean", "noise25"), "pictures": 0, "steps": 1}
+    folder = train(config, make_settings(**options))
+    assert [line["recipe"] for line in log_of(folder) if "validation_psnr" in line] == ["clean", "noise25"]
 
 
 @pytest.mark.parametrize("stop", [2, 4])
@@ -139,31 +161,35 @@ def test_micro_batches_change_nothing(make_settings, config):
         torch.testing.assert_close(parts.net[key], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_two_processes_are_one_with_the_same_global_batch(make_settings, config, photos, tmp_path):
-    settings = {"steps": 10, "batch_size": 8, "validate_every": 10, "ema": True}
-    config = replace(config, dropout=0.0)
-    one = train(config, make_settings(name="one", validation=str(photos), **settings))
-    flags = "--scale 2 --num-feat 8 --num-block 1 --kernel-size 5 --patch-size 16 --batch-size 8 --lr 1e-3 --steps 10"
-    command = ["train", "--model", "plksr", *flags.split(), "--data", str(photos), "--validation", str(photos)]
-    command += ["--validate-every", "10", "--ema", "--no-amp", "--device", "cpu", "--workers", "0", "--log-every", "1"]
-    command += ["--runs", str(tmp_path / "runs"), "--name", "two", "--devices", "2"]
+def in_processes(count: int, *command: str) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "claritycore", *command], capture_output=True, text=True, env=environment, timeout=300
-    )
+    run = [sys.executable, "-m", "claritycore", *command, "--devices", str(count)]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    first, second = read_state(one), read_state(tmp_path / "runs" / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_are_one_with_the_same_global_batch(photos, tmp_path, strategy):
+    """Ten steps, which the two processes make in two goes: weights, average and figures are those of one process."""
+    sizes = "--scale 2 --num-feat 8 --num-block 1 --kernel-size 5 --patch-size 16 --batch-size 8 --lr 1e-3"
+    files = ["--data", str(photos), "--validation", str(photos), "--runs", str(tmp_path)]
+    often = "--save-every 4 --validate-every 10 --log-every 1 --schedule constant --ema --clip 0.1"
+    plain = ["--no-amp", "--device", "cpu", "--workers", "0", "--strategy", strategy]
+    common = ["train", "--model", "plksr", *sizes.split(), *files, *often.split(), *plain]
+    in_processes(1, *common, "--name", "one", "--steps", "10")
+    in_processes(2, *common, "--name", "two", "--steps", "4")
+    in_processes(2, "resume", str(tmp_path / "two"), "--steps", "10")
+    first, second = read_state(tmp_path / "one"), read_state(tmp_path / "two")
     for name in ("net", "average"):
         for key, value in getattr(first, name).items():
-            torch.testing.assert_close(getattr(second, name)[key], value, rtol=1e-4, atol=1e-6)
-    figures = [
-        next(line for line in log_of(folder) if "validation_psnr" in line)
-        for folder in (one, tmp_path / "runs" / "two")
-    ]
+            torch.testing.assert_close(getattr(second, name)[key], value, rtol=1e-3, atol=1e-6)
+    lines = [log_of(tmp_path / run) for run in ("one", "two")]
+    figures = [[line for line in log if "validation_psnr" in line][-1] for log in lines]
     for key in ("validation_psnr", "validation_ssim", "validation_lf_psnr"):
-        assert figures[0][key] == pytest.approx(figures[1][key], abs=1e-3)
-    assert len([line for line in log_of(tmp_path / "runs" / "two") if "loss" in line]) == 10
+        assert figures[0][key] == pytest.approx(figures[1][key], rel=1e-4)
+    assert [line["step"] for line in lines[1] if "loss" in line] == list(range(1, 11))
+    assert AutoModel.from_pretrained(tmp_path / "two" / "net.safetensors").config.num_feat == 8
 
 
 def test_checkpointing_gives_the_same_gradients(make_settings):
