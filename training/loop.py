@@ -63,7 +63,7 @@ def train(
     >>> from ..nets import AutoConfig
     >>> train(AutoConfig.from_name("span", scale=4), TrainingSettings(data="nowhere"))
     Traceback (most recent call last):
-    FileNotFoundError: there is no folder nowhere
+    FileNotFoundError: there is no folder nowhere: give --data FOLDER
     """
     run = _Run(config, settings, state, tell)
     run.go(Journal(run.folder, settings.steps, line, silent=run.fabric.global_rank > 0))
@@ -192,6 +192,10 @@ class _Run:
 
     def _images(self) -> tuple[TrainingSamples, ImageFolder | None]:
         settings, scale = self.settings, self.scale
+        for flag in ("data", "degraded", "validation"):
+            folder = getattr(settings, flag)
+            if folder is not None and not Path(folder).is_dir():
+                raise FileNotFoundError(f"there is no folder {folder}: give --{flag} FOLDER")
         patch_size = settings.patch_size or INPUT_PATCH * scale
         channels = getattr(self.config, "in_channels", 3)
         cache_bytes = CACHE_BYTES // max(number_of_workers(settings), 1)
