@@ -80,6 +80,7 @@ class ImageFolder:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.folder, self.channels, self.cache_bytes = Path(folder), channels, cache_bytes
+        self.skip_unusable = skip_unusable
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3: image files have no more, got {channels}")
         if not self.folder.is_dir():
@@ -164,8 +165,7 @@ class TrainingSamples(Dataset[Sample]):
         return len(self.clean)
 
     def __getitem__(self, number: int) -> Sample:
-        index = self._image_of(number)
-        image = self.clean[index]
+        index, image = self._readable(self._image_of(number))
         draw = random.Random(mixed(self.seed, 1, number))
         side, scale = self.patch_size // self.scale, self.scale
         top, left = (draw.randint(0, size // scale - side) for size in image.shape[1:])
@@ -175,6 +175,19 @@ class TrainingSamples(Dataset[Sample]):
         if self.degraded is not None:
             degraded = _turned(_cropped(self.degraded[index], top, left, side), turn)
         return Sample(clean, degraded, mixed(self.seed, 2, number))
+
+    def _readable(self, index: int) -> tuple[int, Tensor]:
+        """The image of that index, or the next one that can be decoded where those that cannot may be skipped."""
+        for _ in range(len(self.clean)):
+            try:
+                if self.degraded is not None:
+                    self.degraded[index]
+                return index, self.clean[index]
+            except ValueError:
+                if not self.clean.skip_unusable:
+                    raise
+                index = (index + 1) % len(self.clean)
+        raise ValueError(f"none of the images in {self.clean.folder} can be decoded")
 
     def _image_of(self, number: int) -> int:
         count = len(self.clean)
@@ -240,16 +253,18 @@ def _obstacle(path: Path, at_least: int) -> str:
 
 
 def check_pairs(clean: ImageFolder, degraded: ImageFolder, scale: int) -> None:
-    """Bring the degraded images into the order of the clean ones, whose names they share.
+    """Bring the degraded images into the order of the clean ones, whose names they share, but for an ending as in x4.
 
     Raises:
         ValueError: if one has no partner, or is not of 1 / `scale` its size.
     """
 
-    def stems(folder: ImageFolder) -> dict[Path, Path]:
-        return {path.relative_to(folder.folder).with_suffix(""): path for path in folder.paths}
+    def stems(folder: ImageFolder, ending: str = "") -> dict[Path, Path]:
+        named = {path: path.relative_to(folder.folder).with_suffix("") for path in folder.paths}
+        return {stem.with_name(stem.name.removesuffix(ending)): path for path, stem in named.items()}
 
-    ours, theirs = stems(clean), stems(degraded)
+    # 0001x4.png is the usual name of what is a quarter of 0001.png.
+    ours, theirs = stems(clean), stems(degraded, f"x{scale}" if scale > 1 else "")
     if alone := sorted(ours.keys() ^ theirs.keys()):
         counted = f"{len(alone)} of the images in {clean.folder} and {degraded.folder} have no partner"
         raise ValueError(f"{counted}; the first: {alone[0]}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -38,6 +39,7 @@ class EvaluateOptions:
         overwrite: replace that file if it exists.
 
     Raises:
+        FileExistsError: if the file for the table exists and `overwrite` is not set.
         ValueError: if a recipe is unknown, or heads are given without a backbone or the other way round.
 
     >>> EvaluateOptions(model="net.safetensors", data="Set5").recipes
@@ -64,6 +66,8 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         for recipe in self.recipes:
             find_recipe(recipe)
+        if self.csv is not None and Path(self.csv).exists() and not self.overwrite:
+            raise FileExistsError(f"{self.csv} exists: give --overwrite to replace it, or another name")
         if (self.lpips is None) != (self.backbone is None):
             raise ValueError("LPIPS needs both --lpips, its heads, and --backbone: give both files, or neither")
 

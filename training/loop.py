@@ -1,8 +1,9 @@
 """The training loop: our step, on the devices, precisions and processes of Lightning Fabric."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +12,16 @@ from torch.utils.data import DataLoader
 from ..deploy import restore_picture
 from ..deploy.progress import ProgressLine
 from ..images import Picture, write_image
+from ..images.metrics import SSIM_WINDOW
 from ..nets import BaseConfig
 from .critic import Critic
 from .data import CACHE_BYTES, Batches, ImageFolder, Sample, TrainingSamples, mixed
 from .degradations import degrade, find_recipe
 from .engine import number_of_workers, start_fabric
-from .journal import Journal
+from .journal import LOG, Journal
 from .losses import WeightedLoss
-from .run_files import BEST, WEIGHTS, RunState, write_state
+from .run_config import write_config
+from .run_files import BEST, CHECKPOINT, WEIGHTS, RunState, write_state
 from .settings import INPUT_PATCH, TrainingSettings
 from .trained_net import TrainedNet
 from .validation import Evaluation, cropped, evaluate
@@ -80,22 +83,29 @@ class _Run:
         self.recipe, self.loss = find_recipe(settings.recipe), WeightedLoss(settings.loss)
         self.samples, self.validation = self._images()
         self.folder = Path(settings.runs) / (settings.name or f"{config.model_type}x{self.scale}")
-        if state is None and self.folder.is_dir() and any(self.folder.iterdir()):
+        if state is None and (self.folder / CHECKPOINT).exists():
             raise FileExistsError(f"{self.folder} exists: give another --name, or go on by: claritycore resume")
+        if state is not None and settings.steps <= state.step:
+            raise ValueError(f"{self.folder} has made {state.step} steps already: give more by --steps")
         self.fabric = start_fabric(settings)
+        self.first_step, self.best = (0, None) if state is None else (state.step, state.best)
+        self.batches = self._batches()
         self.model = TrainedNet(config, settings, self.fabric, state, tell)
         self.loss.to(self.fabric.device)
         self.critic = Critic(self.loss, settings, self.fabric)
         self.scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        self.first_step, self.best = (0, None) if state is None else (state.step, state.best)
         if state is not None:
             self.critic.load_state_dict(state.critic)
             if self.scaler is not None and state.scaler is not None:
                 self.scaler.load_state_dict(state.scaler)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.fabric.global_rank == 0:
+            if state is None:  # what a start that failed has left
+                (self.folder / LOG).unlink(missing_ok=True)
+            write_config(self.folder / "run.toml", config, settings)
 
     def go(self, journal: Journal) -> None:
-        settings, batches = self.settings, self._batches()
+        settings, batches = self.settings, iter(self.batches)
         try:
             journal.start(self.first_step)
             for step in range(self.first_step, settings.steps):
@@ -133,8 +143,7 @@ class _Run:
             judged = self.critic.look(output.image.detach(), clean, step)
             for name, value in {"loss": total, **parts, **output.aux.losses, **judged}.items():
                 values[name] = values.get(name, 0.0) + value.item() / micro_batches
-        if self.settings.clip:
-            self.fabric.clip_gradients(self.model.net, self.model.optimizer, max_norm=self.settings.clip)
+        self._clip(step, clean, degraded)
         self.model.step(step)
         self.critic.step()
         return values
@@ -204,10 +213,13 @@ class _Run:
         degraded = ImageFolder(settings.degraded, **options) if settings.degraded else None
         if clean.unusable:
             self.tell(f"{len(clean.unusable)} images are left out, the first: {next(iter(clean.unusable))}")
-        validation = ImageFolder(settings.validation, channels=channels) if settings.validation else None
+        smallest = SSIM_WINDOW + 2 * scale
+        validation = (
+            ImageFolder(settings.validation, channels=channels, at_least=smallest) if settings.validation else None
+        )
         return TrainingSamples(clean, degraded, patch_size=patch_size, scale=scale, seed=settings.seed), validation
 
-    def _batches(self) -> Iterator[Sample]:
+    def _batches(self) -> DataLoader[Sample]:
         settings, fabric, workers = self.settings, self.fabric, number_of_workers(self.settings)
         numbers = Batches(
             settings.batch_size,
@@ -218,7 +230,7 @@ class _Run:
             accumulate=settings.accumulate,
         )
         pinned = fabric.device.type == "cuda"
-        return iter(DataLoader(self.samples, batch_sampler=numbers, num_workers=workers, pin_memory=pinned))
+        return DataLoader(self.samples, batch_sampler=numbers, num_workers=workers, pin_memory=pinned)
 
     def _pair(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Bring a batch to the device, and degrade it there unless it came in pairs."""
@@ -230,15 +242,24 @@ class _Run:
                 degraded = degrade(clean, self.recipe, cast(Tensor, sample.seed), scale=self.scale).image
         return clean, degraded.contiguous(memory_format=torch.channels_last)
 
+    def _clip(self, step: int, clean: Tensor, degraded: Tensor) -> None:
+        """Bound the norm of the gradient; without a bound it is measured, since NaN in it is to go no further."""
+        most = self.settings.clip or math.inf
+        norm = self.fabric.clip_gradients(self.model.net, self.model.optimizer, max_norm=most, error_if_nonfinite=False)
+        # With float16 a gradient may overflow: its scaler then leaves the step out.
+        if self.scaler is None and norm is not None and not bool(norm.isfinite()):
+            self._stop(step, clean, degraded, norm)
+
     def _check(self, loss: Tensor, step: int, clean: Tensor, degraded: Tensor) -> None:
         """Stop before NaN gets into the weights; all processes together, since each waits for the others' gradients."""
         finite = self.fabric.all_reduce(loss.detach().isfinite().float(), reduce_op="sum")
         if cast(Tensor, finite) < self.fabric.world_size:
-            path = self.folder / f"bad_batch_step{step}_process{self.fabric.global_rank}.pt"
-            torch.save({"step": step, "clean": clean.cpu(), "degraded": degraded.cpu(), "loss": loss.item()}, path)
-            raise TrainingStopped(
-                f"step {step} gave NaN or infinity: its batch is in {path}; try a lower --lr, or --clip"
-            )
+            self._stop(step, clean, degraded, loss)
+
+    def _stop(self, step: int, clean: Tensor, degraded: Tensor, found: Tensor) -> NoReturn:
+        path = self.folder / f"bad_batch_step{step}_process{self.fabric.global_rank}.pt"
+        torch.save({"step": step, "clean": clean.cpu(), "degraded": degraded.cpu(), "found": float(found)}, path)
+        raise TrainingStopped(f"step {step} gave NaN or infinity: its batch is in {path}; try a lower --lr, or --clip")
 
 
 def _gathered(found: Evaluation, processes: int) -> list[Evaluation]:

@@ -19,7 +19,7 @@ def read_config(
 
     Args:
         path: a TOML file, flat: ``model = "plksr"``, ``scale = 4``, ``batch-size = 16``, ...
-        config: of the net; the file's `model` takes its place, and must be there where it is None.
+        config: of the net; None leaves it to the file's `model`, which else must agree.
         settings: of the training.
 
     Raises:
@@ -35,7 +35,10 @@ def read_config(
         raise ValueError(f"{path} is no TOML: {error}") from error
     model = given.pop("model", None)
     if model is not None:
-        config = AutoConfig.from_name(str(model))
+        found = AutoConfig.from_name(str(model))
+        if config is not None and found.model_type != config.model_type:
+            raise ValueError(f"{path} is for {found.model_type}, and not for {config.model_type}: give one of them")
+        config = found if config is None else config
     if config is None:
         raise ValueError(f"{path} must name its net, as in model = 'plksr', unless --model does")
     try:
@@ -63,7 +66,10 @@ def override(
     for key in given:
         if key not in of_net and key not in of_training:
             raise ValueError(f"there is no field {key!r}{nearest(key, [*of_net, *of_training])}")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    standing = {name: getattr(config, name) for name in of_net} | {
+        name: getattr(settings, name) for name in of_training
+    }
+    values = {key: _as_is(key, value, standing[key]) for key, value in given.items()}
     config = replace(config, **{key: value for key, value in values.items() if key in of_net})  # pyright: ignore
     return config, replace(settings, **{key: value for key, value in values.items() if key in of_training})
 
@@ -73,6 +79,16 @@ def write_config(path: str | PathLike[str], config: BaseConfig, settings: Traini
     given = {"model": config.model_type, **config.to_dict(), **asdict(settings)}
     lines = [f"{key.replace('_', '-')} = {_toml(value)}" for key, value in given.items() if value is not None]
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _as_is(name: str, value: Any, standing: Any) -> Any:
+    """Bring a value to the type of the one that stands; None may become anything."""
+    value = tuple(value) if isinstance(value, list) else value
+    if type(standing) is float and type(value) is int:
+        return float(value)
+    if standing is not None and type(value) is not type(standing):
+        raise ValueError(f"{name} must be {type(standing).__name__}, got {value!r}")
+    return value
 
 
 def _toml(value: Any) -> str:

@@ -83,5 +83,5 @@ def read_state(folder: str | PathLike[str]) -> RunState:
         return RunState(config=config, settings=TrainingSettings(**settings), **read)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is refused: it holds more than tensors and numbers") from error
-    except (RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, OSError, EOFError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged, or no checkpoint of a run") from error

@@ -47,11 +47,11 @@ class TrainedNet:
             tell(str(load_matching(self.plain, settings.start)).splitlines()[0])
         if settings.freeze:
             freeze(self.plain, *settings.freeze)
-        self.average = Average(self.plain, settings.ema_decay) if settings.ema else None
         if state is not None:
             self.plain.load_state_dict(state.net)
-            if self.average is not None and state.average is not None:
-                self.average.net.load_state_dict(state.average)
+        self.average = Average(self.plain, settings.ema_decay) if settings.ema else None
+        if self.average is not None and state is not None and state.average is not None:
+            self.average.net.load_state_dict(state.average)
         self.gives_aux = "return_aux" in inspect.signature(self.plain.forward).parameters
         if settings.checkpointing:
             checkpoint_blocks(self.plain)

@@ -81,10 +81,11 @@ def test_every_image_comes_once_a_round_in_changing_order(folder):
     assert len({tuple(order) for order in rounds}) > 10
 
 
-def test_pairs_are_cropped_and_turned_together(folder, tmp_path):
+@pytest.mark.parametrize("ending", ["", "x2"])
+def test_pairs_are_cropped_and_turned_together(folder, tmp_path, ending):
     for path in folder.rglob("*.*"):
         pixels = read_image(path).pixels
-        target = tmp_path / "small" / path.relative_to(folder).with_suffix(".png")
+        target = tmp_path / "small" / path.relative_to(folder).with_name(f"{path.stem}{ending}.png")
         target.parent.mkdir(parents=True, exist_ok=True)
         height, width = (size // 2 for size in pixels.shape[2:])
         write_image(target, Picture(pixels[..., : 2 * height : 2, : 2 * width : 2], depth=16))
@@ -144,6 +145,16 @@ def test_unusable_images_are_named_counted_and_skipped_on_request(folder):
     (folder / "bad.png").rename(only / "bad.png")
     with pytest.raises(ValueError, match="1 of 1 images"):
         ImageFolder(only, skip_unusable=True)
+
+
+def test_an_image_that_proves_damaged_is_named_or_makes_room_for_the_next(folder):
+    whole = (folder / "sub" / "d.jpg").read_bytes()
+    (folder / "sub" / "d.jpg").write_bytes(whole[: len(whole) // 2])
+    samples = TrainingSamples(ImageFolder(folder), patch_size=32)
+    with pytest.raises(ValueError, match=r"d.jpg is damaged or cut short"):
+        list(map(samples.__getitem__, range(4)))
+    samples = TrainingSamples(ImageFolder(folder, skip_unusable=True), patch_size=32)
+    assert all(samples[n].clean.isfinite().all() for n in range(8))
 
 
 def test_folders_that_are_of_no_use(folder, tmp_path):

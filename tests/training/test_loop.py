@@ -19,7 +19,9 @@ from claritycore.images import Picture, read_image, write_image
 from claritycore.nets import AutoConfig, AutoModel, BaseConfig, RestorationNet, register_config
 from claritycore.training import loop
 from claritycore.training.loop import TrainingStopped, train
+from claritycore.training.run_config import read_config
 from claritycore.training.run_files import read_state
+from claritycore.training.settings import TrainingSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -242,6 +244,52 @@ def test_nan_stops_with_the_batch_saved_and_the_checkpoint_sound(make_settings, 
     state = read_state(run)
     assert state.step == 4
     assert all(value.isfinite().all() for value in state.net.values())
+
+
+def test_nan_in_a_gradient_alone_stops_too(make_settings, config, monkeypatch):
+    class Rough(loop.WeightedLoss):
+        def forward(self, restored, target, step=0):
+            loss, parts = super().forward(restored, target, step)
+            # Its value is 0 and its gradient NaN.
+            return (loss + (restored - restored.detach()).abs().sqrt().sum() if step == 4 else loss), parts
+
+    monkeypatch.setattr(loop, "WeightedLoss", Rough)
+    for name, clip in (("free", None), ("clipped", 1.0)):
+        settings = make_settings(name=name, clip=clip, save_every=4)
+        with pytest.raises(TrainingStopped, match="step 4 gave NaN or infinity"):
+            train(config, settings)
+        state = read_state(Path(settings.runs) / name)
+        assert state.step == 4
+        assert all(value.isfinite().all() for value in state.net.values())
+
+
+def test_an_average_that_begins_later_begins_with_the_weights_of_then(make_settings, config):
+    folder = train(config, make_settings(steps=40, lr=1e-2))
+    state = read_state(folder)
+    train(config, replace(state.settings, ema=True, steps=41, lr=1e-6), state=state)
+    after = read_state(folder)
+    assert max((after.average[key] - value).abs().max() for key, value in after.net.items()) < 1e-4
+
+
+def test_a_start_that_failed_leaves_its_name_free(make_settings, config):
+    with pytest.raises(ValueError, match="batch_size must be a multiple"):
+        train(config, make_settings(batch_size=3, accumulate=2))
+    folder = train(config, make_settings(steps=1))
+    (folder / "last.ckpt").unlink()  # as if killed before the first checkpoint
+    train(config, make_settings(steps=2))
+    assert [line["step"] for line in log_of(folder)] == [1, 2]
+
+
+def test_a_run_that_is_done_is_not_resumed(make_settings, config):
+    state = read_state(train(config, make_settings(steps=2)))
+    with pytest.raises(ValueError, match=r"has made 2 steps already: give more by --steps"):
+        train(config, state.settings, state=state)
+
+
+def test_a_run_keeps_what_it_was_begun_with(make_settings, config):
+    settings = make_settings(steps=1)
+    folder = train(config, settings)
+    assert read_config(folder / "run.toml", None, TrainingSettings()) == (config, settings)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(make_settings, config):

@@ -16,8 +16,9 @@ def test_what_is_written_reads_the_same(tmp_path):
 
 def test_a_file_overrides_what_stood_before(tmp_path):
     (tmp_path / "run.toml").write_text('model = "span"\nscale = 2\nbatch-size = 4\nema_decay = 0.9\n')
-    config, settings = read_config(tmp_path / "run.toml", AutoConfig.from_name("rrdbnet"), TrainingSettings(steps=5))
-    assert config == AutoConfig.from_name("span", scale=2)
+    standing = AutoConfig.from_name("span", num_feat=12)
+    config, settings = read_config(tmp_path / "run.toml", standing, TrainingSettings(steps=5))
+    assert config == AutoConfig.from_name("span", scale=2, num_feat=12)
     assert (settings.batch_size, settings.ema_decay, settings.steps) == (4, 0.9, 5)
 
 
@@ -29,6 +30,9 @@ def test_a_file_overrides_what_stood_before(tmp_path):
         ("model = 'span'\nlr = -1.0", r"run.toml: lr must be positive and finite, got -1\.0"),
         ("model = 'span'\nscale = 5", r"run.toml: scale must be one of 1, 2, 3, 4, 8, got 5"),
         ("scale 4", r"run.toml is no TOML"),
+        ("model = 'span'\namp = 'no'", r"amp must be bool, got 'no'"),
+        ("model = 'span'\nlr = '2e-4'", r"lr must be float, got '2e-4'"),
+        ("model = 'span'\nmilestones = 0.5", r"milestones must be tuple, got 0\.5"),
         ("scale = 4", r"run.toml must name its net"),
     ],
 )
@@ -36,6 +40,17 @@ def test_bad_files_are_told(tmp_path, text, message):
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_config(tmp_path / "run.toml", None, TrainingSettings())
+
+
+def test_a_file_for_another_net_is_refused(tmp_path):
+    (tmp_path / "run.toml").write_text("model = 'span'")
+    with pytest.raises(ValueError, match=r"run.toml is for span, and not for rrdbnet: give one of them"):
+        read_config(tmp_path / "run.toml", AutoConfig.from_name("rrdbnet"), TrainingSettings())
+
+
+def test_whole_numbers_may_stand_for_others(tmp_path):
+    (tmp_path / "run.toml").write_text("model = 'span'\nclip = 1\nlr = 1")
+    assert read_config(tmp_path / "run.toml", None, TrainingSettings())[1].lr == 1.0
 
 
 def test_a_file_must_be_there(tmp_path):
