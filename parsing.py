@@ -29,10 +29,10 @@ def parse(options: Callable[..., Any], verb: str, described: Any, arguments: Seq
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        unframed = re.sub(r"[╭╮╰╯─+]|-{3,}|^ *[│|]|[│|] *$", " ", told.getvalue(), flags=re.MULTILINE)
+        unframed = re.sub(r"[╭╮╰╯─]|\+(?=-)|(?<=-)\+|-{3,}|^ *[│|]|[│|] *$", " ", told.getvalue(), flags=re.MULTILINE)
         message = " ".join(unframed.split("For full helptext")[0].split())
         message = re.sub(r"^((Value|Parsing) error|(Unrecognized|Required) options(?= \w)) ?", "", message)
-        message = re.sub(r"Error parsing (target|net|training): ", "", message)
+        message = re.sub(r"Error parsing \w+: ", "", message)
         raise ValueError(f"{message}; see claritycore {verb} --help") from None
 
 
