@@ -8,6 +8,8 @@ import torch
 from ..kernels.depthwise_conv2d import depthwise_conv2d_flops
 from ..kernels.selective_scan import selective_scan_flops
 from ..kernels.selective_scan_2d import selective_scan_2d_flops
+from ..kernels.window_attention import window_attention_flops
+from ..kernels.window_attention.operands import Layout, Operands
 
 Shape = tuple[int, ...]
 # Flops of one call from the shapes of its tensors, as torch.utils.flop_counter calls it; a product and a sum are two.
@@ -75,6 +77,21 @@ def depthwise_backward_flops(
     return depthwise_flops(x, weight) * (sum(wanted[:2]) + (activation is not None and y is None))
 
 
+def window_flops(*inputs: Any, **_: Any) -> int:
+    """`claritycore::window_attention`: the logits and the mean of values, for the keys that each query sees."""
+    qkv, kv, _, _, tokens, *layout = inputs
+    batch, height, width, channels = qkv
+    channels //= 3 if kv is None else 1
+    sizes = batch, height, width, channels
+    return window_attention_flops(Layout(*layout[: len(Layout._fields)]), *sizes, tokens=tokens[1] if tokens else 0)
+
+
+def window_backward_flops(*inputs: Any, **_: Any) -> int:
+    """Backward of `claritycore::window_attention`: five products of matrices in the place of two."""
+    operands, layout = inputs[: len(Operands._fields)], inputs[len(Operands._fields) + 3 :]
+    return window_flops(*operands, *layout) * 5 // 2
+
+
 def flop_formulas() -> dict[Any, Formula]:
     """The table, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`.
 
@@ -93,6 +110,8 @@ def flop_formulas() -> dict[Any, Formula]:
         torch.ops.claritycore.selective_scan_2d: scan_2d_flops,
         torch.ops.claritycore.selective_scan_backward: scan_backward_flops,
         torch.ops.claritycore.selective_scan_2d_backward: scan_2d_backward_flops,
+        torch.ops.claritycore.window_attention: window_flops,
+        torch.ops.claritycore.window_attention_backward: window_backward_flops,
     }
 
 

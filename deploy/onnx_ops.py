@@ -2,7 +2,8 @@
 
 A selective scan becomes ONNX's Scan, one step a turn, so that lengths, heights and widths may stay dynamic; it is
 computed in float32. A scan over images becomes one scan whose groups of channels are the directions. A depthwise
-convolution becomes Conv and its activation, in float32 too.
+convolution becomes Conv and its activation, in float32 too. Window attention becomes the gathers and the masked
+softmax of its reference.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from ..kernels.depthwise_conv2d.operands import LEAKY_SLOPE
 from ..kernels.selective_scan_2d.operands import pixels_of_steps
+from ..kernels.window_attention.operands import Layout, Operands
+from ..kernels.window_attention.reference import attend
 
 OPSET = 18
 FLOAT32 = 1  # in ONNX's numbering of dtypes
@@ -38,7 +41,12 @@ def to_onnx(module: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: An
     if module.training:
         raise ValueError(f"{type(module).__name__} must be in eval mode to be exported: call eval() first")
     program = torch.export.export(module, arguments, dynamic_shapes=dynamic_shapes)
-    program = program.run_decompositions({torch.ops.claritycore.selective_scan_2d.default: _by_one_scan})
+    program = program.run_decompositions(
+        {
+            torch.ops.claritycore.selective_scan_2d.default: _by_one_scan,
+            torch.ops.claritycore.window_attention.default: _by_gathers,
+        }
+    )
     table: dict[Callable[..., Any], Callable[..., Any]] = {
         torch.ops.claritycore.depthwise_conv2d.default: _depthwise_conv2d,
         torch.ops.claritycore.selective_scan.default: _selective_scan,
@@ -49,6 +57,12 @@ def to_onnx(module: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: An
     if exported is None:
         raise RuntimeError(f"torch.onnx.export gave no program for {type(module).__name__}")
     return exported
+
+
+def _by_gathers(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Write `claritycore::window_attention` by its reference, masks and all: the number of windows stays dynamic."""
+    operands, layout = Operands(*inputs[: len(Operands._fields)]), Layout(*inputs[len(Operands._fields) : -1])
+    return attend(operands, layout), operands.qkv.new_empty(0, dtype=operands.dtype)
 
 
 def _by_one_scan(

@@ -7,9 +7,11 @@ from .selective_scan import KERNEL as _selective_scan
 from .selective_scan import selective_scan, selective_scan_reference
 from .selective_scan_2d import KERNEL as _selective_scan_2d
 from .selective_scan_2d import selective_scan_2d, selective_scan_2d_reference
+from .window_attention import KERNEL as _window_attention
+from .window_attention import overlapping_window_attention, window_attention
 
 # Every kernel, for `claritycore doctor`.
-KERNELS = (_depthwise_conv2d, _selective_scan, _selective_scan_2d)
+KERNELS = (_depthwise_conv2d, _selective_scan, _selective_scan_2d, _window_attention)
 
 __all__ = [
     "KERNELS",
@@ -17,8 +19,10 @@ __all__ = [
     "Kernel",
     "depthwise_conv2d",
     "depthwise_conv2d_reference",
+    "overlapping_window_attention",
     "selective_scan",
     "selective_scan_2d",
     "selective_scan_2d_reference",
     "selective_scan_reference",
+    "window_attention",
 ]

@@ -76,3 +76,8 @@ class Kernel:
 
     def _plain(self) -> Backend:
         return "torch" if "torch" in self.backends else "reference"
+
+
+def processors(device: torch.device) -> int:
+    """Count the multiprocessors of a GPU; the interpreter is one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

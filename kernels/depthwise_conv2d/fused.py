@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dispatch import processors
 from .operands import Operands, slope
 
 PROGRAMS_PER_PROCESSOR = 4
@@ -174,11 +175,6 @@ def layout_of(x: Tensor, weight: Tensor) -> Layout:
         if batch * _tiles(layout, x) >= PROGRAMS_PER_PROCESSOR * processors(x.device):
             break
     return layout
-
-
-def processors(device: torch.device) -> int:
-    """Count the multiprocessors of a GPU; the interpreter is one."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def _tiles(layout: Layout, x: Tensor) -> int:

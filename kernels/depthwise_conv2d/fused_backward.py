@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fused import Layout, _tile, convolve, layout_of, processors
+from ..dispatch import processors
+from .fused import Layout, _tile, convolve, layout_of
 from .operands import Operands
 
 TAPS, TAPS_IN_FLOAT64 = 64, 32

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dispatch import processors
 from .operands import CHECKPOINT_STEPS, Operands
 from .operands_rows import Path, Rows, Scan, like, rows_of, time_first
 
@@ -278,7 +279,7 @@ class Launch:
         self.blocks = triton.cdiv(self.channels // groups, self.block_d)  # of each group
         self.programs = batch * groups * self.blocks
         segments = triton.cdiv(self.length, CHECKPOINT_STEPS)
-        wanted = max(1, _processors(self.device) * PROGRAMS_PER_PROCESSOR // max(1, self.programs))
+        wanted = max(1, processors(self.device) * PROGRAMS_PER_PROCESSOR // max(1, self.programs))
         self.steps = triton.cdiv(segments, min(segments, wanted)) * CHECKPOINT_STEPS
         self.chunks = triton.cdiv(self.length, self.steps)
         self.grid = self.programs, self.chunks
@@ -351,10 +352,6 @@ def forward(x: Operands, softplus: bool, reverse: bool, out_dtype: torch.dtype) 
     launch_of(x, softplus, reverse).forward(rows_of(rows, x.groups), checkpoints, x.initial_state)
     last_state.copy_(checkpoints[:, -1])
     return like(rows, y), last_state, checkpoints
-
-
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def backward(
