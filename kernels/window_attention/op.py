@@ -164,7 +164,7 @@ def _pair(value: Pair) -> list[int]:
 
 def _attend(x: Operands, layout: Layout, scale: float | None, backend: Backend) -> Tensor:
     if x.logit_scale is not None and isinstance(x.qkv, Tensor) and x.logit_scale.ndim <= 2:
-        x = x._replace(logit_scale=x.logit_scale.expand(len(x.qkv), -1))
+        x = x._replace(logit_scale=x.logit_scale.expand(x.qkv.shape[0], -1))
     check_operands(x, layout)
     if scale is None:
         layout = layout._replace(scale=1.0 if layout.cosine else (x.channels // layout.num_heads) ** -0.5)

@@ -39,8 +39,9 @@ class Axis(NamedTuple):
     @property
     def windows(self) -> int:
         """How many windows there are, those that differ by less than the dilation side by side."""
-        tokens = -(-self.length // self.dilation)
-        return -(-(tokens + self.origin) // self.window) * self.dilation
+        # Rounded up without negative numbers, which exported graphs divide otherwise.
+        tokens = (self.length + self.dilation - 1) // self.dilation
+        return (tokens + self.origin + self.window - 1) // self.window * self.dilation
 
     @property
     def pairs(self) -> int:
@@ -148,7 +149,7 @@ def check_operands(x: Operands, layout: Layout) -> None:
     check_layout(layout)
     if x.qkv.ndim != 4:
         raise ValueError(f"qkv must be (B, H, W, 3C), got shape {tuple(x.qkv.shape)}")
-    batch, heads = len(x.qkv), layout.num_heads
+    batch, heads = x.qkv.shape[0], layout.num_heads
     if x.kv is None and (x.qkv.shape[3] % (3 * heads) or not x.qkv.shape[3]):
         raise ValueError(f"qkv must have 3 * {heads} * d channels for num_heads={heads}, got {x.qkv.shape[3]}")
     channels = x.channels
