@@ -19,7 +19,7 @@ def attend(x: Operands, layout: Layout) -> Tensor:
     k = k * seen[:, None, :, None]
     if x.tokens is not None:
         shared = x.tokens.to(x.dtype).unflatten(-1, (2, layout.num_heads, -1)).permute(2, 0, 3, 1, 4)[:, :, None]
-        k, v = (torch.cat([a, b.expand(-1, len(seen), -1, -1, -1)], 3) for a, b in zip((k, v), shared, strict=True))
+        k, v = (torch.cat([a, b.expand(-1, seen.shape[0], -1, -1, -1)], 3) for a, b in zip((k, v), shared, strict=True))
         seen = F.pad(seen, (0, x.tokens.shape[1]), value=True)
     if layout.cosine:
         q, k = (F.normalize(part, dim=-1, eps=EPSILON) for part in (q, k))
