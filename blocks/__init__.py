@@ -2,6 +2,7 @@
 
 from .channel_attention import ChannelAttention
 from .ffn import ConvGate, GatedFFN, NAFBlock
+from .hybrid_attention import GridAttention, HybridAttention
 from .multi_scale import MSGDown, MSGUp, OverlapPatchEmbed, SkipFusion
 from .norm import LayerNorm2d, RMSNorm2d
 from .plk import DoubleConvChannelMixer, ElementwiseAttention, PartialLargeKernelConv, PLKBlock
@@ -16,22 +17,28 @@ from .resample import BicubicUp, DySample, PixelShuffleUp
 from .rrdb import RRDB, ResidualDenseBlock
 from .selective_scan import SelectiveScan2d, SSMGlobalMixer
 from .span import SPAB
+from .swin import ConvAttention, SwinBlock
+from .window_attention import OverlappingCrossAttention, WindowAttention2d
 
 __all__ = [
     "RRDB",
     "SPAB",
     "BicubicUp",
     "ChannelAttention",
+    "ConvAttention",
     "ConvGate",
     "DoubleConvChannelMixer",
     "DySample",
     "ElementwiseAttention",
     "GatedFFN",
+    "GridAttention",
+    "HybridAttention",
     "LayerNorm2d",
     "MSGDown",
     "MSGUp",
     "NAFBlock",
     "OverlapPatchEmbed",
+    "OverlappingCrossAttention",
     "PLKBlock",
     "PartialLargeKernelConv",
     "PixelShuffleUp",
@@ -43,6 +50,8 @@ __all__ = [
     "SSMGlobalMixer",
     "SelectiveScan2d",
     "SkipFusion",
+    "SwinBlock",
+    "WindowAttention2d",
     "reparameterize_model",
     "verify_reparameterization",
 ]

@@ -72,6 +72,7 @@ class SkipFusionOfOne(blocks.SkipFusion):
 
 # By class, and after a blank by form where a class has several.
 BRANCHES = ("5x5", "3x3@2", "1x1", "identity", "1x1-3x3", "average", "laplacian")
+ATTENTION = {"channels": (4, 8), "pixels": 5}
 PLK = {"channels": (4, 8), "fuses": True}
 
 CONTRACTS: dict[str, Contract] = {
@@ -141,6 +142,51 @@ CONTRACTS: dict[str, Contract] = {
     "ChannelAttention": Contract(lambda c: blocks.ChannelAttention(c, reduction=1), channels=(1, 16), tile_safe=False),
     "ChannelAttention efficient": Contract(
         lambda c: blocks.ChannelAttention(c, form="efficient", kernel_size=3), tile_safe=False
+    ),
+    # Of windows of 3 shifted by 1, the middle of a map of 9 is the first pixel of one: it reaches as far as any.
+    "WindowAttention2d": Contract(
+        lambda c: louder(blocks.WindowAttention2d(c, c // 2, window_size=3, shift=1), 3), **ATTENTION
+    ),
+    "WindowAttention2d cosine": Contract(
+        lambda c: louder(blocks.WindowAttention2d(c, c // 2, window_size=3, shift=1, bias="cpb", cosine=True), 0.7),
+        **ATTENTION,
+    ),
+    "WindowAttention2d dilated": Contract(
+        lambda c: louder(blocks.WindowAttention2d(c, 1, window_size=(2, 2), dilation=2, bias="dynamic"), 1.5),
+        **ATTENTION,
+    ),
+    "OverlappingCrossAttention": Contract(
+        lambda c: louder(blocks.OverlappingCrossAttention(c, c // 2, window_size=2, overlap_ratio=1.0), 3), **ATTENTION
+    ),
+    "GridAttention": Contract(
+        lambda c: louder(blocks.GridAttention(c, c // 2, grid_size=3), 3), tile_safe=False, **ATTENTION
+    ),
+    "HybridAttention": Contract(
+        lambda c: louder(blocks.HybridAttention(c, c // 2, window_size=3, shift=1, global_size=2), 3),
+        tile_safe=False,
+        **ATTENTION,
+    ),
+    "HybridAttention grid": Contract(
+        lambda c: louder(blocks.HybridAttention(c, c // 2, window_size=3, form="grid", global_size=0), 3),
+        tile_safe=False,
+        **ATTENTION,
+    ),
+    "SwinBlock": Contract(
+        lambda c: blocks.SwinBlock(c, blocks.WindowAttention2d(c, c // 2, window_size=3, shift=1), mlp_ratio=2),
+        **ATTENTION,
+    ),
+    "SwinBlock post norm": Contract(
+        lambda c: blocks.SwinBlock(
+            c, blocks.WindowAttention2d(c, 2, window_size=3, shift=1, cosine=True), post_norm=True
+        ),
+        **ATTENTION,
+    ),
+    "ConvAttention": Contract(
+        lambda c: blocks.ConvAttention(
+            c, blocks.WindowAttention2d(c, 2, window_size=3), compress=1, reduction=1, scale=0.5
+        ),
+        tile_safe=False,
+        **ATTENTION,
     ),
     "SelectiveScan2d": Contract(lambda c: blocks.SelectiveScan2d(c, d_state=4), tile_safe=False, pixels=2),
     "SSMGlobalMixer": Contract(lambda c: blocks.SSMGlobalMixer(c, d_state=4, gate=0.5), tile_safe=False, pixels=2),
