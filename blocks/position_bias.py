@@ -113,10 +113,11 @@ class DynamicBias(nn.Module):
         super().__init__()
         self.window_size, self.key_window_size = window_size, key_window_size or window_size
         self.pos_proj = nn.Linear(2, hidden)
-        self.pos1, self.pos2, self.pos3 = (
-            nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, width))
-            for width in (hidden, hidden, num_heads)
+        self.pos1, self.pos2 = (
+            nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, hidden)) for _ in range(2)
         )
+        # What is added to all keys alike changes no softmax: no bias.
+        self.pos3 = nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, num_heads, bias=False))
 
     def forward(self) -> Tensor:
         offsets = _offsets(self.window_size, self.key_window_size, self.pos_proj.weight)
