@@ -21,7 +21,7 @@ class EvaluateOptions:
     """What is measured, and on what.
 
     Args:
-        model: a file of weights.
+        model: a file of weights, the folder of a run, or the name of a shipped net.
         data: folder of clean images.
         degraded: folder of their degraded versions under the same names, instead of recipes.
         recipes: by which clean images are degraded: clean, mild, joint, stress, noise25, jpeg40 and others.
@@ -42,7 +42,7 @@ class EvaluateOptions:
         FileExistsError: if the file for the table exists and `overwrite` is not set.
         ValueError: if a recipe is unknown, or heads are given without a backbone or the other way round.
 
-    >>> EvaluateOptions(model="net.safetensors", data="Set5").recipes
+    >>> EvaluateOptions(model="runs/spanx4", data="Set5").recipes
     ('clean',)
     """
 

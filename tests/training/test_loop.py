@@ -59,8 +59,9 @@ def test_a_run_learns_and_leaves_its_files(make_settings, config, photos):
     losses = [line["loss"] for line in log_of(folder) if "loss" in line]
     assert len(losses) == 40
     assert sum(losses[-8:]) < 0.85 * sum(losses[:8])
-    assert {path.name for path in folder.iterdir()} >= {"last.ckpt", "log.jsonl", "net.safetensors", "best.safetensors"}
-    net = AutoModel.from_pretrained(folder / "net.safetensors")
+    files = {"last.ckpt", "log.jsonl", "model.safetensors", "best.safetensors"}
+    assert {path.name for path in folder.iterdir()} >= files
+    net = AutoModel.from_pretrained(folder / "model.safetensors")
     assert net.config == replace(config, dropout=0.0)
     state = read_state(folder)
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in state.average.items())
@@ -77,7 +78,7 @@ def test_a_run_starts_from_weights_as_far_as_they_fit_and_holds_what_is_frozen(m
     first = train(config, make_settings(name="x2", steps=2))
     other = replace(config, scale=4)
     told = []
-    begun = {"start": str(first / "net.safetensors"), "freeze": ("body.*",), "steps": 3}
+    begun = {"start": str(first / "model.safetensors"), "freeze": ("body.*",), "steps": 3}
     second = train(other, make_settings(name="x4", **begun), tell=told.append)
     assert re.match(r"\d+ of \d+ tensors loaded", told[0])
     before, after = read_state(first).net, read_state(second).net
@@ -191,7 +192,7 @@ def test_two_processes_are_one_with_the_same_global_batch(photos, tmp_path, stra
     for key in ("validation_psnr", "validation_ssim", "validation_lf_psnr"):
         assert figures[0][key] == pytest.approx(figures[1][key], rel=1e-4)
     assert [line["step"] for line in lines[1] if "loss" in line] == list(range(1, 11))
-    assert AutoModel.from_pretrained(tmp_path / "two" / "net.safetensors").config.num_feat == 8
+    assert AutoModel.from_pretrained(tmp_path / "two" / "model.safetensors").config.num_feat == 8
 
 
 def test_checkpointing_gives_the_same_gradients(make_settings):
@@ -223,7 +224,7 @@ def test_a_net_of_ones_own_trains(make_settings):
             return Enlarger(self)
 
     folder = train(EnlargerConfig(), make_settings(steps=3))
-    assert type(AutoModel.from_pretrained(folder / "net.safetensors")) is Enlarger
+    assert type(AutoModel.from_pretrained(folder / "model.safetensors")) is Enlarger
     with pytest.raises(ValueError, match="Enlarger has no body of blocks"):
         train(EnlargerConfig(), make_settings(name="other", checkpointing=True))
 
