@@ -10,7 +10,7 @@ import tyro
 
 from .deploy.progress import ProgressLine, one_line
 from .nets import AutoConfig, BaseConfig
-from .parsing import parse
+from .parsing import parse, taken
 from .training.evaluate_folder import EvaluateOptions, evaluate_folder
 from .training.presets import find_preset, preset_names
 from .training.run_config import read_config
@@ -20,8 +20,8 @@ from .training.settings import TrainingSettings
 
 def train(arguments: Sequence[str]) -> None:
     """Train a net: claritycore train --model NAME [options], the options of the net among them."""
-    model, rest = _taken(arguments, "--model")
-    file, rest = _taken(rest, "--config")
+    model, rest = _last(arguments, "--model")
+    file, rest = _last(rest, "--config")
     config = AutoConfig.from_name(model) if model else None
     settings = TrainingSettings()
     if file:
@@ -37,7 +37,7 @@ def train(arguments: Sequence[str]) -> None:
 
 def preset(name: str, arguments: Sequence[str]) -> None:
     """Train a net as its preset says: claritycore PRESET [options]."""
-    file, rest = _taken(arguments, "--config")
+    file, rest = _last(arguments, "--config")
     config, settings = find_preset(name)
     if file:
         config, settings = read_config(file, config, settings)
@@ -105,17 +105,7 @@ def _run(
     print(f"{folder / WEIGHTS}: {given.training.steps} steps done")
 
 
-def _taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+def _last(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
     """Take a flag that decides what the others are out of the arguments."""
-    rest, value = [], None
-    given = iter(arguments)
-    for argument in given:
-        if argument == flag:
-            value = next(given, None)
-            if value is None:
-                raise ValueError(f"{flag} needs a value")
-        elif argument.startswith(f"{flag}="):
-            value = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-    return value, rest
+    values, rest = taken(arguments, flag)
+    return (values[-1] if values else None), rest
