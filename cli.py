@@ -103,9 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         print(f"claritycore: {one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("claritycore: interrupted; what is written is whole", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return cli_training.interrupted(interrupt)
     return 0
 
 

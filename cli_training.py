@@ -1,5 +1,7 @@
 """The verbs of the command line that train and measure; each parses its arguments and calls one function."""
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import field, make_dataclass, replace
@@ -12,10 +14,14 @@ from .deploy.progress import ProgressLine, one_line
 from .nets import AutoConfig, BaseConfig
 from .parsing import parse, taken
 from .training.evaluate_folder import EvaluateOptions, evaluate_folder
+from .training.interruption import TrainingInterrupted
 from .training.presets import find_preset, preset_names
 from .training.run_config import read_config
 from .training.run_files import WEIGHTS, RunState, read_state
 from .training.settings import TrainingSettings
+
+# Of the processes of a run on one machine the first speaks; whoever starts several says which each is.
+FIRST = os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -71,6 +77,18 @@ def evaluate(arguments: Sequence[str]) -> None:
         print(f"\n{found.write_csv(options.csv, overwrite=options.overwrite)}")
 
 
+def interrupted(interrupt: KeyboardInterrupt) -> int:
+    """Say what Ctrl-C or SIGTERM left, and give the exit status."""
+    if isinstance(interrupt, TrainingInterrupted):
+        # What starts the processes of a run takes all down, with SIGKILL, where one ends otherwise than well.
+        if not FIRST:
+            return 0
+        print(f"claritycore: {one_line(interrupt)}", file=sys.stderr)
+        return interrupt.status
+    print("claritycore: interrupted; what is written is whole", file=sys.stderr)
+    return 128 + signal.SIGINT
+
+
 VERBS = {"train": train, "resume": resume, "evaluate": evaluate}
 
 
@@ -99,10 +117,11 @@ def _run(
 
     def tell(text: str) -> None:
         line.clear()
-        print(one_line(text))
+        if FIRST:
+            print(one_line(text), flush=True)  # at once, in a file too
 
     folder = begin(given.net, given.training, state=state, line=line, tell=tell)
-    print(f"{folder / WEIGHTS}: {given.training.steps} steps done")
+    tell(f"{folder / WEIGHTS}: {given.training.steps} steps done")
 
 
 def _last(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:

@@ -18,7 +18,8 @@ from .critic import Critic
 from .data import CACHE_BYTES, Batches, ImageFolder, Sample, TrainingSamples, mixed
 from .degradations import degrade, find_recipe
 from .engine import number_of_workers, start_fabric
-from .journal import LOG, Journal
+from .interruption import Interruption, TrainingInterrupted, leave_signals_to_the_run
+from .journal import Journal
 from .losses import WeightedLoss
 from .run_config import write_config
 from .run_files import BEST, CHECKPOINT, WEIGHTS, RunState, write_state
@@ -62,6 +63,8 @@ def train(
         FileNotFoundError: if a folder of images does not exist.
         ValueError: if images, recipe, loss, device or batch do not fit; all are checked before the first step.
         TrainingStopped: if a step gives NaN or infinity.
+        TrainingInterrupted: after SIGINT (Ctrl-C) or SIGTERM, when the step under way is made and saved; a second
+            signal stops at once.
 
     >>> from ..nets import AutoConfig
     >>> train(AutoConfig.from_name("span", scale=4), TrainingSettings(data="nowhere"))
@@ -69,7 +72,9 @@ def train(
     FileNotFoundError: there is no folder nowhere: give --data FOLDER
     """
     run = _Run(config, settings, state, tell)
-    run.go(Journal(run.folder, settings.steps, line, silent=run.fabric.global_rank > 0))
+    silent = run.fabric.global_rank > 0
+    with Interruption(silent=silent) as interruption:
+        run.go(Journal(run.folder, settings.steps, line, tell, first_step=run.first_step, silent=silent), interruption)
     return run.folder
 
 
@@ -100,14 +105,12 @@ class _Run:
                 self.scaler.load_state_dict(state.scaler)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.fabric.global_rank == 0:
-            if state is None:  # what a start that failed has left
-                (self.folder / LOG).unlink(missing_ok=True)
             write_config(self.folder / "run.toml", config, settings)
 
-    def go(self, journal: Journal) -> None:
+    def go(self, journal: Journal, interruption: Interruption) -> None:
         settings, batches = self.settings, iter(self.batches)
         try:
-            journal.start(self.first_step)
+            journal.start()
             for step in range(self.first_step, settings.steps):
                 values = self.step(step, batches)
                 done, last = step + 1, step + 1 == settings.steps
@@ -116,10 +119,22 @@ class _Run:
                     journal.write(done, lr=settings.lr_at(step), **values)
                 if self.validation and (done % settings.validate_every == 0 or last):
                     self.validate(done, journal)
-                if done % settings.save_every == 0 or last:
+                number = self._agreed(interruption.number)
+                if done % settings.save_every == 0 or last or number:
                     self.save(done)
+                if number and not last:
+                    self.fabric.barrier()  # the processes that wait do not end before the one that saves
+                    told = f"interrupted after step {done} of {settings.steps}, which is saved"
+                    raise TrainingInterrupted(f"{told}: claritycore resume {self.folder} goes on", number)
         finally:
             journal.close()
+
+    def _agreed(self, number: int) -> int:
+        """The signal that any of the processes has got: a terminal sends it to all, a scheduler perhaps to one."""
+        if self.fabric.world_size == 1:
+            return number
+        most = self.fabric.all_reduce(torch.tensor(number, device=self.fabric.device), reduce_op="max")
+        return int(cast(Tensor, most))
 
     def step(self, step: int, batches: Iterator[Sample]) -> dict[str, float]:
         """Make one step of the optimiser; return what to log of it."""
@@ -230,7 +245,13 @@ class _Run:
             accumulate=settings.accumulate,
         )
         pinned = fabric.device.type == "cuda"
-        return DataLoader(self.samples, batch_sampler=numbers, num_workers=workers, pin_memory=pinned)
+        return DataLoader(
+            self.samples,
+            batch_sampler=numbers,
+            num_workers=workers,
+            pin_memory=pinned,
+            worker_init_fn=leave_signals_to_the_run,
+        )
 
     def _pair(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Bring a batch to the device, and degrade it there unless it came in pairs."""
