@@ -69,7 +69,11 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = parse(EvaluateOptions, "evaluate", evaluate, arguments)
     line = ProgressLine(sys.stderr)
     try:
-        found = evaluate_folder(options, progress=lambda done, total: line.show(f"{done} of {total} pictures"))
+        found = evaluate_folder(
+            options,
+            progress=lambda done, total: line.show(f"{done} of {total} pictures"),
+            note=lambda text: print(one_line(text), file=sys.stderr),
+        )
     finally:
         line.clear()
     print(found)

@@ -12,10 +12,9 @@ from torch.utils.data import DataLoader
 from ..deploy import restore_picture
 from ..deploy.progress import ProgressLine
 from ..images import Picture, write_image
-from ..images.metrics import SSIM_WINDOW
 from ..nets import BaseConfig
 from .critic import Critic
-from .data import CACHE_BYTES, Batches, ImageFolder, Sample, TrainingSamples, mixed
+from .data import Batches, ImageFolder, Sample, mixed
 from .degradations import degrade, find_recipe
 from .engine import number_of_workers, start_fabric
 from .interruption import Interruption, TrainingInterrupted, leave_signals_to_the_run
@@ -23,7 +22,8 @@ from .journal import Journal
 from .losses import WeightedLoss
 from .run_config import write_config
 from .run_files import BEST, CHECKPOINT, WEIGHTS, RunState, write_state
-from .settings import INPUT_PATCH, TrainingSettings
+from .run_images import crop_shapes, images_of
+from .settings import TrainingSettings
 from .trained_net import TrainedNet
 from .validation import Evaluation, cropped, evaluate
 
@@ -86,7 +86,8 @@ class _Run:
         self.scale: int = getattr(config, "scale", 1)
         torch.manual_seed(mixed(settings.seed, 4))  # a discriminator has start weights too
         self.recipe, self.loss = find_recipe(settings.recipe), WeightedLoss(settings.loss)
-        self.samples, self.validation = self._images()
+        self.loss.check(*crop_shapes(config, settings))
+        self.samples, self.validation = images_of(config, settings, tell)
         self.folder = Path(settings.runs) / (settings.name or f"{config.model_type}x{self.scale}")
         if state is None and (self.folder / CHECKPOINT).exists():
             raise FileExistsError(f"{self.folder} exists: give another --name, or go on by: claritycore resume")
@@ -213,26 +214,6 @@ class _Run:
         )
         write_state(self.folder, state)
         shipped.save_pretrained(self.folder / WEIGHTS)
-
-    def _images(self) -> tuple[TrainingSamples, ImageFolder | None]:
-        settings, scale = self.settings, self.scale
-        for flag in ("data", "degraded", "validation"):
-            folder = getattr(settings, flag)
-            if folder is not None and not Path(folder).is_dir():
-                raise FileNotFoundError(f"there is no folder {folder}: give --{flag} FOLDER")
-        patch_size = settings.patch_size or INPUT_PATCH * scale
-        channels = getattr(self.config, "in_channels", 3)
-        cache_bytes = CACHE_BYTES // max(number_of_workers(settings), 1)
-        options = {"channels": channels, "skip_unusable": settings.skip_unusable, "cache_bytes": cache_bytes}
-        clean = ImageFolder(settings.data, at_least=patch_size, **options)
-        degraded = ImageFolder(settings.degraded, **options) if settings.degraded else None
-        if clean.unusable:
-            self.tell(f"{len(clean.unusable)} images are left out, the first: {next(iter(clean.unusable))}")
-        smallest = SSIM_WINDOW + 2 * scale
-        validation = (
-            ImageFolder(settings.validation, channels=channels, at_least=smallest) if settings.validation else None
-        )
-        return TrainingSamples(clean, degraded, patch_size=patch_size, scale=scale, seed=settings.seed), validation
 
     def _batches(self) -> DataLoader[Sample]:
         settings, fabric, workers = self.settings, self.fabric, number_of_workers(self.settings)

@@ -96,22 +96,11 @@ def test_the_command_is_interrupted(photos, tmp_path, devices, number, whole_gro
     """Ctrl-C goes to every process of a terminal, those that decode images included; a SIGTERM perhaps to one."""
     sizes = "--scale 2 --num-feat 8 --num-block 1 --kernel-size 5 --patch-size 16 --batch-size 4"
     place = ["--data", str(photos), "--runs", str(tmp_path), "--name", "run", "--device", "cpu", "--no-amp"]
-    command = [
-        "train",
-        "--model",
-        "plksr",
-        *sizes.split(),
-        *place,
-        "--steps",
-        "1000000",
-        "--save-every",
-        "1000000",
-        "--log-every",
-        "1",
-    ]
+    endless = "--steps 1000000 --save-every 1000000 --log-every 1 --workers 1"
+    command = ["train", "--model", "plksr", *sizes.split(), *place, *endless.split(), "--devices", str(devices)]
     folder = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "claritycore", *command, "--workers", "1", "--devices", str(devices)],
+        [sys.executable, "-m", "claritycore", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -17,7 +17,7 @@ from torch import nn
 
 from claritycore.images import Picture, read_image, write_image
 from claritycore.nets import AutoConfig, AutoModel, BaseConfig, RestorationNet, register_config
-from claritycore.training import loop
+from claritycore.training import data, loop
 from claritycore.training.loop import TrainingStopped, train
 from claritycore.training.run_config import read_config
 from claritycore.training.run_files import read_state
@@ -326,6 +326,8 @@ def test_the_start_follows_from_the_seed(make_settings, config):
         ({"data": "nowhere"}, FileNotFoundError, "there is no folder nowhere"),
         ({"recipe": "cleam"}, ValueError, r"there is no recipe 'cleam'; did you mean clean\?"),
         ({"loss": "l3"}, ValueError, "l3"),
+        ({"loss": "l1+0.1*hinge(in_channels=1,width=4)@5"}, ValueError, "loss hinge does not fit this run: UNetDiscr"),
+        ({"loss": "l1+ssim", "patch_size": 8}, ValueError, "loss ssim does not fit this run: .*8"),
         ({"patch_size": 15}, ValueError, "patch_size must be a multiple of the scale 2, got 15"),
         ({"patch_size": 64}, ValueError, r"8 of 8 images in .* cannot be used; the first: .*64 x 64 are needed"),
         ({"device": "tpu"}, ValueError, "device must be auto or one of cpu.*, got 'tpu'"),
@@ -335,6 +337,47 @@ def test_the_start_follows_from_the_seed(make_settings, config):
 def test_what_does_not_fit_is_told_before_the_first_step(make_settings, config, fields, error, message):
     with pytest.raises(error, match=message):
         train(config, make_settings(**fields))
+
+
+def test_a_loss_that_does_not_fit_is_told_before_any_image_is_decoded(make_settings, config, monkeypatch):
+    monkeypatch.setattr(data, "read_image", lambda path: pytest.fail("decoded"))
+    grey = replace(config, in_channels=1, out_channels=1)
+    with pytest.raises(ValueError, match=r"loss hinge does not fit this run: .*C = 3.*\(1, 1, 16, 16\)"):
+        train(grey, make_settings(loss="l1+0.1*hinge(width=4)"))
+    with pytest.raises(ValueError, match=r"loss l1 does not fit this run: .*\(1, 3, 16, 16\) and \(1, 1, 16, 16\)"):
+        train(replace(config, in_channels=1), make_settings())
+    assert not Path(make_settings().runs).exists()
+
+
+@pytest.mark.parametrize("name", ["2.png", "2.jpg"])
+def test_a_truncated_validation_image_is_told_at_the_start_or_skipped(make_settings, config, tmp_path, photos, name):
+    folder = tmp_path / "validation"
+    folder.mkdir()
+    for number in range(3):
+        write_image(folder / f"{number}{name[1:]}", read_image(photos / f"{number}.png"))
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) * 3 // 4])
+    validated = {"validation": str(folder), "validate_every": 1, "steps": 1, "pictures": 0}
+    with pytest.raises(
+        ValueError, match=rf"1 of 3 images in .*validation cannot be used; the first: .*{name} \(.*damaged"
+    ):
+        train(config, make_settings(**validated))
+    assert not Path(make_settings().runs).exists()
+    told = []
+    train(config, make_settings(**validated, skip_unusable=True), tell=told.append)
+    assert f"1 images of {folder} are left out, the first: {folder / name}" in told[0]
+    assert "over 2 images" in told[1]
+
+
+def test_of_a_data_set_given_whole_the_clean_training_images_are_taken(make_settings, config, tmp_path, photos):
+    root, small = tmp_path / "DIV2K", read_image(photos / "0.png")
+    for folder in ("DIV2K_train_HR", "DIV2K_train_LR_bicubic/X2", "DIV2K_train_LR_unknown/X4", "DIV2K_valid_HR"):
+        (root / folder).mkdir(parents=True)
+        write_image(root / folder / "0001.png", small)
+    told = []
+    train(config, make_settings(data=str(root), steps=1), tell=told.append)
+    counted = f"3 images of {root} are left out by the names of their folders"
+    assert told == [f"{counted}: DIV2K_train_LR_bicubic, DIV2K_train_LR_unknown, DIV2K_valid_HR"]
 
 
 def test_a_run_is_not_begun_over_another(make_settings, config):
@@ -353,7 +396,7 @@ def test_one_corrupt_image_is_named_or_skipped(make_settings, config, tmp_path):
         train(config, make_settings(**data))
     told = []
     train(config, make_settings(**data, skip_unusable=True), tell=told.append)
-    assert "1 images are left out" in told[0]
+    assert re.fullmatch(r"1 images of .*images are left out, the first: .*bad.png \(.*\)", told[0])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello"])
