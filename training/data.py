@@ -4,6 +4,7 @@ So a run that is resumed needs no state of its loader, and however many workers 
 same samples.
 """
 
+import logging
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from .image_files import LOW_RESOLUTION, image_files, obstacle
 
 CACHE_BYTES = 4 << 30
 MASK = (1 << 64) - 1
+logger = logging.getLogger(__name__)
 
 
 def mixed(*numbers: int) -> int:
@@ -126,8 +128,7 @@ class ImageFolder:
         if self.left_out:
             counted = f"{sum(self.left_out.values())} images of {self.folder} are left out"
             lines.append(f"{counted} by the names of their folders: {', '.join(self.left_out)}")
-        if self.unusable:
-            path, why = next(iter(self.unusable.items()))
+        for path, why in list(self.unusable.items())[:1]:
             lines.append(f"{len(self.unusable)} images of {self.folder} are left out, the first: {path} {why}")
         return lines
 
@@ -171,7 +172,7 @@ class TrainingSamples(Dataset[Sample]):
             check_pairs(clean, degraded, scale)
         self.clean, self.degraded = clean, degraded
         self.patch_size, self.scale, self.seed = patch_size, scale, seed
-        self._round, self._order = -1, []
+        self._round, self._order, self._damaged = -1, [], set()
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -195,9 +196,12 @@ class TrainingSamples(Dataset[Sample]):
                 if self.degraded is not None:
                     self.degraded[index]
                 return index, self.clean[index]
-            except ValueError:
+            except ValueError as error:
                 if not self.clean.skip_unusable:
                     raise
+                if index not in self._damaged:
+                    logger.warning("left out: %s", error)
+                self._damaged.add(index)
                 index = (index + 1) % len(self.clean)
         raise ValueError(f"none of the images in {self.clean.folder} can be decoded")
 

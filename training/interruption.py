@@ -70,6 +70,11 @@ class Interruption:
 
 
 def leave_signals_to_the_run(worker: int) -> None:
-    """Make a worker that decodes images deaf to the signals that a terminal sends to every process of a run."""
+    """Put a worker that decodes images out of reach of what a terminal sends to every process of a run.
+
+    It is not made deaf: the process that started it ends it by SIGTERM.
+    """
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)

@@ -148,7 +148,7 @@ class _Run:
         self.critic.begin(step)
         values: dict[str, float] = {}
         for micro in range(micro_batches):
-            clean, degraded = self._pair(next(batches))
+            clean, degraded = self._pair(_next(batches))
             with self.fabric.no_backward_sync(self.model.net, enabled=micro < micro_batches - 1):
                 output = self.model(degraded)
                 with self.fabric.autocast():
@@ -262,6 +262,13 @@ class _Run:
         path = self.folder / f"bad_batch_step{step}_process{self.fabric.global_rank}.pt"
         torch.save({"step": step, "clean": clean.cpu(), "degraded": degraded.cpu(), "found": float(found)}, path)
         raise TrainingStopped(f"step {step} gave NaN or infinity: its batch is in {path}; try a lower --lr, or --clip")
+
+
+def _next(batches: Iterator[Sample]) -> Sample:
+    try:
+        return next(batches)
+    except ValueError as error:  # of an image that proves damaged; a worker puts its traceback in front
+        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
 
 
 def _gathered(found: Evaluation, processes: int) -> list[Evaluation]:

@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import re
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ def test_an_image_that_is_skipped_takes_its_partner_along(folder, tmp_path):
     assert len(samples) == 2
 
 
-def test_an_image_that_proves_damaged_is_named_or_makes_room_for_the_next(folder):
+def test_an_image_that_proves_damaged_is_named_or_makes_room_for_the_next(folder, caplog):
     whole = (folder / "sub" / "d.jpg").read_bytes()
     (folder / "sub" / "d.jpg").write_bytes(whole[: len(whole) // 2])
     samples = TrainingSamples(ImageFolder(folder), patch_size=32)
@@ -209,6 +210,9 @@ def test_an_image_that_proves_damaged_is_named_or_makes_room_for_the_next(folder
         list(map(samples.__getitem__, range(4)))
     samples = TrainingSamples(ImageFolder(folder, skip_unusable=True), patch_size=32)
     assert all(samples[n].clean.isfinite().all() for n in range(8))
+    assert [re.sub(r"\(.*", "", message) for message in caplog.messages] == [
+        f"left out: {folder}/sub/d.jpg is damaged or cut short "
+    ]
 
 
 def test_folders_that_are_of_no_use(folder, tmp_path):

@@ -349,6 +349,17 @@ def test_a_loss_that_does_not_fit_is_told_before_any_image_is_decoded(make_setti
     assert not Path(make_settings().runs).exists()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_training_image_that_proves_damaged_is_one_line(make_settings, config, tmp_path, photos, workers):
+    image = tmp_path / "images" / "0.jpg"
+    image.parent.mkdir()
+    write_image(image, read_image(photos / "0.png"))
+    image.write_bytes(image.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"^.*images/0\.jpg is damaged or cut short .*again$") as refused:
+        train(config, make_settings(data=str(tmp_path / "images"), workers=workers))
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("name", ["2.png", "2.jpg"])
 def test_a_truncated_validation_image_is_told_at_the_start_or_skipped(make_settings, config, tmp_path, photos, name):
     folder = tmp_path / "validation"
