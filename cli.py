@@ -1,5 +1,6 @@
 """The command line: parses arguments and calls one function a verb."""
 
+import importlib
 import inspect
 import itertools
 import sys
@@ -17,7 +18,7 @@ from .deploy import diagnose, summarize
 from .deploy.progress import one_line
 from .nets import AutoConfig, AutoModel, BaseConfig, inspect_checkpoint, list_models
 from .nets.registry import nearest
-from .parsing import first_line, no_options, parse
+from .parsing import first_line, no_options, parse, taken
 from .training.presets import preset_names
 
 # Super-resolution nets are compared at an output of 1280 x 720 pixels.
@@ -97,30 +98,47 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the status is 2 after bad input, with one line on stderr that says what to do."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] == "--version":
+    try:
+        _run(arguments)
+    except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
+        print(f"claritycore: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        return cli_training.interrupted(interrupt)
+    return 0
+
+
+def _run(arguments: Sequence[str]) -> None:
+    modules, arguments = taken(arguments, "--import")
+    for module in modules:
+        _import(module)
+    if list(arguments) == ["--version"]:
         print(__version__)
-        return 0
-    if not arguments or arguments[0] in ("-h", "--help"):
+    elif not arguments or arguments[0] in ("-h", "--help"):
         print("usage: claritycore VERB [options]\n")
         for verb, function in VERBS.items():
             print(f"  {verb:<10}{first_line(function)}")
         print(f"\nand the training presets, each with options of its own: {', '.join(preset_names())}")
-        return 0
-    verb, *rest = arguments
+        print("\nEvery verb takes --import MODULE too: a module of yours whose nets and presets are to be known.")
+    elif arguments[0] in VERBS:
+        VERBS[arguments[0]](arguments[1:])
+    elif arguments[0] in preset_names():
+        cli_training.preset(arguments[0], arguments[1:])
+    else:
+        raise ValueError(f"there is no verb {arguments[0]!r}{nearest(arguments[0], [*VERBS, *preset_names()])}")
+
+
+def _import(module: str) -> None:
+    """Import a module of the user's, which registers nets and presets; the folder that one is in comes first."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
-        if verb in VERBS:
-            VERBS[verb](rest)
-        elif verb in preset_names():
-            cli_training.preset(verb, rest)
-        else:
-            raise ValueError(f"there is no verb {verb!r}{nearest(verb, [*VERBS, *preset_names()])}")
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        print(f"claritycore: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("claritycore: interrupted; what is written is whole", file=sys.stderr)
-        return 130
-    return 0
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # one that the module itself asks for
+        told = f"there is no module {error.name} to import, neither here nor installed"
+        raise ValueError(f"{told}: give its dotted name, as in --import my_nets") from error
 
 
 def _parse_target(

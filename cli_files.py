@@ -19,7 +19,7 @@ from .training.degrade_files import DegradeOptions, degrade_files
 
 def restore(arguments: Sequence[str]) -> None:
     """Restore picture files: claritycore restore -i INPUT ... -o OUTPUT [--model CHECKPOINT] [options]."""
-    told = "the net: a file of weights, or the name of a shipped one; by default the one shipped for the scale, or x4"
+    told = "the net: a file, the folder of a run, or a shipped name; by default the one shipped for the scale, or x4"
     model = Annotated[str | None, _flag("-m", "CHECKPOINT", told)]
     given = parse(_on_files(RestoreOptions, model=(model, None)), "restore", restore, arguments)
     scale = given.options.scale

@@ -1,5 +1,7 @@
 """The verbs of the command line that train and measure; each parses its arguments and calls one function."""
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import field, make_dataclass, replace
@@ -10,18 +12,22 @@ import tyro
 
 from .deploy.progress import ProgressLine, one_line
 from .nets import AutoConfig, BaseConfig
-from .parsing import parse
+from .parsing import parse, taken
 from .training.evaluate_folder import EvaluateOptions, evaluate_folder
+from .training.interruption import TrainingInterrupted
 from .training.presets import find_preset, preset_names
 from .training.run_config import read_config
 from .training.run_files import WEIGHTS, RunState, read_state
 from .training.settings import TrainingSettings
 
+# Of the processes of a run on one machine the first speaks; whoever starts several says which each is.
+FIRST = os.environ.get("LOCAL_RANK", "0") == "0"
+
 
 def train(arguments: Sequence[str]) -> None:
     """Train a net: claritycore train --model NAME [options], the options of the net among them."""
-    model, rest = _taken(arguments, "--model")
-    file, rest = _taken(rest, "--config")
+    model, rest = _last(arguments, "--model")
+    file, rest = _last(rest, "--config")
     config = AutoConfig.from_name(model) if model else None
     settings = TrainingSettings()
     if file:
@@ -37,7 +43,7 @@ def train(arguments: Sequence[str]) -> None:
 
 def preset(name: str, arguments: Sequence[str]) -> None:
     """Train a net as its preset says: claritycore PRESET [options]."""
-    file, rest = _taken(arguments, "--config")
+    file, rest = _last(arguments, "--config")
     config, settings = find_preset(name)
     if file:
         config, settings = read_config(file, config, settings)
@@ -63,12 +69,28 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = parse(EvaluateOptions, "evaluate", evaluate, arguments)
     line = ProgressLine(sys.stderr)
     try:
-        found = evaluate_folder(options, progress=lambda done, total: line.show(f"{done} of {total} pictures"))
+        found = evaluate_folder(
+            options,
+            progress=lambda done, total: line.show(f"{done} of {total} pictures"),
+            note=lambda text: print(one_line(text), file=sys.stderr),
+        )
     finally:
         line.clear()
     print(found)
     if options.csv:
         print(f"\n{found.write_csv(options.csv, overwrite=options.overwrite)}")
+
+
+def interrupted(interrupt: KeyboardInterrupt) -> int:
+    """Say what Ctrl-C or SIGTERM left, and give the exit status."""
+    if isinstance(interrupt, TrainingInterrupted):
+        # What starts the processes of a run takes all down, with SIGKILL, where one ends otherwise than well.
+        if not FIRST:
+            return 0
+        print(f"claritycore: {one_line(interrupt)}", file=sys.stderr)
+        return interrupt.status
+    print("claritycore: interrupted; what is written is whole", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 VERBS = {"train": train, "resume": resume, "evaluate": evaluate}
@@ -99,23 +121,14 @@ def _run(
 
     def tell(text: str) -> None:
         line.clear()
-        print(one_line(text))
+        if FIRST:
+            print(one_line(text), flush=True)  # at once, in a file too
 
     folder = begin(given.net, given.training, state=state, line=line, tell=tell)
-    print(f"{folder / WEIGHTS}: {given.training.steps} steps done")
+    tell(f"{folder / WEIGHTS}: {given.training.steps} steps done")
 
 
-def _taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+def _last(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
     """Take a flag that decides what the others are out of the arguments."""
-    rest, value = [], None
-    given = iter(arguments)
-    for argument in given:
-        if argument == flag:
-            value = next(given, None)
-            if value is None:
-                raise ValueError(f"{flag} needs a value")
-        elif argument.startswith(f"{flag}="):
-            value = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-    return value, rest
+    values, rest = taken(arguments, flag)
+    return (values[-1] if values else None), rest

@@ -36,6 +36,31 @@ def parse(options: Callable[..., Any], verb: str, described: Any, arguments: Seq
         raise ValueError(f"{message}; see claritycore {verb} --help") from None
 
 
+def taken(arguments: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """Take all values of a flag out of the arguments; return these values and the other arguments.
+
+    Raises:
+        ValueError: if the flag comes without a value.
+
+    >>> taken(["train", "--config", "a.toml", "--steps", "5", "--config=b.toml"], "--config")
+    (['a.toml', 'b.toml'], ['train', '--steps', '5'])
+    """
+    values: list[str] = []
+    rest: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        if argument == flag:
+            value = next(given, None)
+            if value is None:
+                raise ValueError(f"{flag} needs a value")
+            values.append(value)
+        elif argument.startswith(f"{flag}="):
+            values.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    return values, rest
+
+
 def no_options() -> None:
     """The options of a verb that has none."""
 

@@ -87,9 +87,9 @@ class Reparameterizable(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         given = {key[len(prefix) :].partition(".")[0] for key in state_dict if key.startswith(prefix)}
         if given and not given & set(self._modules):
-            error_messages: list[str] = rest[-1]
-            block = f"{prefix.rstrip('.') or type(self).__name__}"
-            error_messages.append(
+            # Said at once: else every further block of the net would say the same, and torch list all of their tensors.
+            block = prefix.rstrip(".") or type(self).__name__
+            raise RuntimeError(
                 f"{block} is deployed and the checkpoint is of its training form: load it into the training form, then "
                 "call reparameterize_model"
                 if self.deployed

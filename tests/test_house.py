@@ -45,7 +45,7 @@ WITHOUT_BENCHMARK = {
     "depthwise_conv2d_reference": 'timed as backend="reference"',
     **dict.fromkeys(["Degraded", "Evaluation", "Preset", "Recipe", "TrainingSettings"], "only holds what is known"),
     **dict.fromkeys(["find_preset", "find_recipe", "list_recipes", "preset_names"], "looks a name up"),
-    **dict.fromkeys(["register_recipe", "read_state", "TrainingStopped"], "happens once a run"),
+    **dict.fromkeys(["register_recipe", "read_state", "TrainingStopped", "TrainingInterrupted"], "happens once a run"),
     **dict.fromkeys(["VGGLoss", "LPIPSLoss", "Inception"], "the time is that of the network's convolutions"),
     **dict.fromkeys(["AdversarialLoss", "UNetDiscriminator"], "the time is that of the discriminator's convolutions"),
     **dict.fromkeys(["LossTerm", "WeightedLoss"], "only adds up what others compute"),

@@ -10,6 +10,7 @@ from .discriminators import UNetDiscriminator
 from .evaluation import Evaluation
 from .frequency_losses import FFTLoss, FocalFrequencyLoss, LaplacianLoss
 from .inception import Inception
+from .interruption import TrainingInterrupted
 from .loop import TrainingStopped, train
 from .losses import LossTerm, WeightedLoss
 from .perceptual import LPIPSLoss, VGGLoss
@@ -36,6 +37,7 @@ __all__ = [
     "Preset",
     "Recipe",
     "SSIMLoss",
+    "TrainingInterrupted",
     "TrainingSamples",
     "TrainingSettings",
     "TrainingStopped",

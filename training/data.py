@@ -4,9 +4,10 @@ So a run that is resumed needs no state of its loader, and however many workers 
 same samples.
 """
 
+import logging
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..images import read_image, rgb_to_y
-from ..images.encoding import FORMATS
 from ..images.reading import image_size
+from .image_files import LOW_RESOLUTION, image_files, obstacle
 
 CACHE_BYTES = 4 << 30
 MASK = (1 << 64) - 1
+logger = logging.getLogger(__name__)
 
 
 def mixed(*numbers: int) -> int:
@@ -58,6 +60,9 @@ class ImageFolder:
         folder: where the files are.
         channels: 3 makes grey images RGB, 1 makes colour images grey by their luma; other numbers are not read.
         at_least: smallest side in pixels that an image may have.
+        leave_out: sub-folders with one of these words in their names are left out; by default lr and lq, by which data
+            sets name their degraded images. `left_out` counts what was.
+        whole: decode every file once, to see whether it is whole; by default only its head is read before it is used.
         skip_unusable: leave out images that cannot be read or are too small; by default they are refused.
         cache_bytes: how much decoded data each process keeps.
 
@@ -76,6 +81,8 @@ class ImageFolder:
         *,
         channels: int = 3,
         at_least: int = 1,
+        leave_out: Sequence[str] = LOW_RESOLUTION,
+        whole: bool = False,
         skip_unusable: bool = False,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
@@ -83,12 +90,8 @@ class ImageFolder:
         self.skip_unusable = skip_unusable
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3: image files have no more, got {channels}")
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"there is no folder {self.folder}")
-        found = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in FORMATS and path.is_file())
-        if not found:
-            raise ValueError(f"{self.folder} holds no image file ({', '.join(FORMATS)})")
-        self.unusable = {path: why for path in found if (why := _obstacle(path, at_least))}
+        found, self.left_out = image_files(self.folder, leave_out)
+        self.unusable = {path: why for path in found if (why := obstacle(path, at_least, whole=whole))}
         self.paths = [path for path in found if path not in self.unusable]
         if self.unusable and not (skip_unusable and self.paths):
             path, why = next(iter(self.unusable.items()))
@@ -118,6 +121,16 @@ class ImageFolder:
         image = (pixels * 255).round().byte() if picture.depth == 8 else pixels
         self._keep(index, image.contiguous())
         return image
+
+    def told(self) -> list[str]:
+        """What was left out, a line for each reason."""
+        lines = []
+        if self.left_out:
+            counted = f"{sum(self.left_out.values())} images of {self.folder} are left out"
+            lines.append(f"{counted} by the names of their folders: {', '.join(self.left_out)}")
+        for path, why in list(self.unusable.items())[:1]:
+            lines.append(f"{len(self.unusable)} images of {self.folder} are left out, the first: {path} {why}")
+        return lines
 
     def _keep(self, index: int, image: Tensor) -> None:
         self._decoded[index] = image
@@ -159,7 +172,7 @@ class TrainingSamples(Dataset[Sample]):
             check_pairs(clean, degraded, scale)
         self.clean, self.degraded = clean, degraded
         self.patch_size, self.scale, self.seed = patch_size, scale, seed
-        self._round, self._order = -1, []
+        self._round, self._order, self._damaged = -1, [], set()
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -183,9 +196,12 @@ class TrainingSamples(Dataset[Sample]):
                 if self.degraded is not None:
                     self.degraded[index]
                 return index, self.clean[index]
-            except ValueError:
+            except ValueError as error:
                 if not self.clean.skip_unusable:
                     raise
+                if index not in self._damaged:
+                    logger.warning("left out: %s", error)
+                self._damaged.add(index)
                 index = (index + 1) % len(self.clean)
         raise ValueError(f"none of the images in {self.clean.folder} can be decoded")
 
@@ -243,15 +259,6 @@ class Batches(Sampler[list[int]]):
                 yield list(range(start, start + size))
 
 
-def _obstacle(path: Path, at_least: int) -> str:
-    """Say what keeps an image from being used; only the head of the file is read."""
-    try:
-        height, width = image_size(path)
-    except (ValueError, OSError) as error:
-        return f"({error})"
-    return f"is {width} x {height}, and {at_least} x {at_least} are needed" if min(height, width) < at_least else ""
-
-
 def check_pairs(clean: ImageFolder, degraded: ImageFolder, scale: int) -> None:
     """Bring the degraded images into the order of the clean ones, whose names they share, but for an ending as in x4.
 
@@ -259,12 +266,16 @@ def check_pairs(clean: ImageFolder, degraded: ImageFolder, scale: int) -> None:
         ValueError: if one has no partner, or is not of 1 / `scale` its size.
     """
 
-    def stems(folder: ImageFolder, ending: str = "") -> dict[Path, Path]:
-        named = {path: path.relative_to(folder.folder).with_suffix("") for path in folder.paths}
+    def stems(folder: ImageFolder, paths: Iterable[Path], ending: str = "") -> dict[Path, Path]:
+        named = {path: path.relative_to(folder.folder).with_suffix("") for path in paths}
         return {stem.with_name(stem.name.removesuffix(ending)): path for path, stem in named.items()}
 
     # 0001x4.png is the usual name of what is a quarter of 0001.png.
-    ours, theirs = stems(clean), stems(degraded, f"x{scale}" if scale > 1 else "")
+    ending = f"x{scale}" if scale > 1 else ""
+    # With an image that may be skipped goes its partner.
+    skipped = stems(clean, clean.unusable).keys() | stems(degraded, degraded.unusable, ending).keys()
+    ours = {stem: path for stem, path in stems(clean, clean.paths).items() if stem not in skipped}
+    theirs = {stem: path for stem, path in stems(degraded, degraded.paths, ending).items() if stem not in skipped}
     if alone := sorted(ours.keys() ^ theirs.keys()):
         counted = f"{len(alone)} of the images in {clean.folder} and {degraded.folder} have no partner"
         raise ValueError(f"{counted}; the first: {alone[0]}")
@@ -273,7 +284,7 @@ def check_pairs(clean: ImageFolder, degraded: ImageFolder, scale: int) -> None:
         if (found := image_size(theirs[stem])) != wanted:
             told = f"is {found[1]} x {found[0]}, and {wanted[1]} x {wanted[0]} fit {path.name} at scale {scale}"
             raise ValueError(f"{theirs[stem]} {told}")
-    degraded.paths = [theirs[path.relative_to(clean.folder).with_suffix("")] for path in clean.paths]
+    clean.paths, degraded.paths = list(ours.values()), [theirs[stem] for stem in ours]
 
 
 def _cropped(image: Tensor, top: int, left: int, side: int) -> Tensor:

@@ -21,8 +21,8 @@ class EvaluateOptions:
     """What is measured, and on what.
 
     Args:
-        model: a file of weights.
-        data: folder of clean images.
+        model: a file of weights, the folder of a run, or the name of a shipped net.
+        data: folder of clean images, with its sub-folders, but for those whose names have lr or lq as a word.
         degraded: folder of their degraded versions under the same names, instead of recipes.
         recipes: by which clean images are degraded: clean, mild, joint, stress, noise25, jpeg40 and others.
         scale: what the net's scale must be; another is refused.
@@ -42,7 +42,7 @@ class EvaluateOptions:
         FileExistsError: if the file for the table exists and `overwrite` is not set.
         ValueError: if a recipe is unknown, or heads are given without a backbone or the other way round.
 
-    >>> EvaluateOptions(model="net.safetensors", data="Set5").recipes
+    >>> EvaluateOptions(model="runs/spanx4", data="Set5").recipes
     ('clean',)
     """
 
@@ -72,12 +72,18 @@ class EvaluateOptions:
             raise ValueError("LPIPS needs both --lpips, its heads, and --backbone: give both files, or neither")
 
 
-def evaluate_folder(options: EvaluateOptions, *, progress: Callable[[int, int], None] | None = None) -> Evaluation:
+def evaluate_folder(
+    options: EvaluateOptions,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Evaluation:
     """Measure a net on a folder of images.
 
     Args:
         options: what, and on what.
         progress: called with the pictures done and all pictures, after each.
+        note: called with a line on what is left out.
 
     Raises:
         FileNotFoundError: if a file or folder is not there.
@@ -89,15 +95,18 @@ def evaluate_folder(options: EvaluateOptions, *, progress: Callable[[int, int], 
     if options.scale not in (None, scale):
         raise ValueError(f"scale must be {scale}, by which the net enlarges, got {options.scale}")
     channels = getattr(net, "in_channels", 3)
+    images = ImageFolder(options.data, channels=channels)
+    for line in images.told():
+        note(line)
     lpips = None
     if options.lpips is not None and options.backbone is not None:
         lpips = LPIPSLoss(weights=options.backbone, heads=options.lpips).to(device)
     with torch.inference_mode():
         return evaluate(
             net,
-            ImageFolder(options.data, channels=channels),
+            images,
             recipes=options.recipes,
-            degraded=ImageFolder(options.degraded, channels=channels) if options.degraded else None,
+            degraded=ImageFolder(options.degraded, channels=channels, leave_out=()) if options.degraded else None,
             seed=options.seed,
             max_images=options.max_images,
             crop_border=options.crop_border,

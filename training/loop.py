@@ -12,17 +12,18 @@ from torch.utils.data import DataLoader
 from ..deploy import restore_picture
 from ..deploy.progress import ProgressLine
 from ..images import Picture, write_image
-from ..images.metrics import SSIM_WINDOW
 from ..nets import BaseConfig
 from .critic import Critic
-from .data import CACHE_BYTES, Batches, ImageFolder, Sample, TrainingSamples, mixed
+from .data import Batches, ImageFolder, Sample, mixed
 from .degradations import degrade, find_recipe
 from .engine import number_of_workers, start_fabric
-from .journal import LOG, Journal
+from .interruption import Interruption, TrainingInterrupted, leave_signals_to_the_run
+from .journal import Journal
 from .losses import WeightedLoss
 from .run_config import write_config
 from .run_files import BEST, CHECKPOINT, WEIGHTS, RunState, write_state
-from .settings import INPUT_PATCH, TrainingSettings
+from .run_images import crop_shapes, images_of
+from .settings import TrainingSettings
 from .trained_net import TrainedNet
 from .validation import Evaluation, cropped, evaluate
 
@@ -62,6 +63,8 @@ def train(
         FileNotFoundError: if a folder of images does not exist.
         ValueError: if images, recipe, loss, device or batch do not fit; all are checked before the first step.
         TrainingStopped: if a step gives NaN or infinity.
+        TrainingInterrupted: after SIGINT (Ctrl-C) or SIGTERM, when the step under way is made and saved; a second
+            signal stops at once.
 
     >>> from ..nets import AutoConfig
     >>> train(AutoConfig.from_name("span", scale=4), TrainingSettings(data="nowhere"))
@@ -69,7 +72,9 @@ def train(
     FileNotFoundError: there is no folder nowhere: give --data FOLDER
     """
     run = _Run(config, settings, state, tell)
-    run.go(Journal(run.folder, settings.steps, line, silent=run.fabric.global_rank > 0))
+    silent = run.fabric.global_rank > 0
+    with Interruption(silent=silent) as interruption:
+        run.go(Journal(run.folder, settings.steps, line, tell, first_step=run.first_step, silent=silent), interruption)
     return run.folder
 
 
@@ -81,7 +86,8 @@ class _Run:
         self.scale: int = getattr(config, "scale", 1)
         torch.manual_seed(mixed(settings.seed, 4))  # a discriminator has start weights too
         self.recipe, self.loss = find_recipe(settings.recipe), WeightedLoss(settings.loss)
-        self.samples, self.validation = self._images()
+        self.loss.check(*crop_shapes(config, settings))
+        self.samples, self.validation = images_of(config, settings, tell)
         self.folder = Path(settings.runs) / (settings.name or f"{config.model_type}x{self.scale}")
         if state is None and (self.folder / CHECKPOINT).exists():
             raise FileExistsError(f"{self.folder} exists: give another --name, or go on by: claritycore resume")
@@ -100,14 +106,12 @@ class _Run:
                 self.scaler.load_state_dict(state.scaler)
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.fabric.global_rank == 0:
-            if state is None:  # what a start that failed has left
-                (self.folder / LOG).unlink(missing_ok=True)
             write_config(self.folder / "run.toml", config, settings)
 
-    def go(self, journal: Journal) -> None:
+    def go(self, journal: Journal, interruption: Interruption) -> None:
         settings, batches = self.settings, iter(self.batches)
         try:
-            journal.start(self.first_step)
+            journal.start()
             for step in range(self.first_step, settings.steps):
                 values = self.step(step, batches)
                 done, last = step + 1, step + 1 == settings.steps
@@ -116,10 +120,22 @@ class _Run:
                     journal.write(done, lr=settings.lr_at(step), **values)
                 if self.validation and (done % settings.validate_every == 0 or last):
                     self.validate(done, journal)
-                if done % settings.save_every == 0 or last:
+                number = self._agreed(interruption.number)
+                if done % settings.save_every == 0 or last or number:
                     self.save(done)
+                if number and not last:
+                    self.fabric.barrier()  # the processes that wait do not end before the one that saves
+                    told = f"interrupted after step {done} of {settings.steps}, which is saved"
+                    raise TrainingInterrupted(f"{told}: claritycore resume {self.folder} goes on", number)
         finally:
             journal.close()
+
+    def _agreed(self, number: int) -> int:
+        """The signal that any of the processes has got: a terminal sends it to all, a scheduler perhaps to one."""
+        if self.fabric.world_size == 1:
+            return number
+        most = self.fabric.all_reduce(torch.tensor(number, device=self.fabric.device), reduce_op="max")
+        return int(cast(Tensor, most))
 
     def step(self, step: int, batches: Iterator[Sample]) -> dict[str, float]:
         """Make one step of the optimiser; return what to log of it."""
@@ -132,7 +148,7 @@ class _Run:
         self.critic.begin(step)
         values: dict[str, float] = {}
         for micro in range(micro_batches):
-            clean, degraded = self._pair(next(batches))
+            clean, degraded = self._pair(_next(batches))
             with self.fabric.no_backward_sync(self.model.net, enabled=micro < micro_batches - 1):
                 output = self.model(degraded)
                 with self.fabric.autocast():
@@ -199,26 +215,6 @@ class _Run:
         write_state(self.folder, state)
         shipped.save_pretrained(self.folder / WEIGHTS)
 
-    def _images(self) -> tuple[TrainingSamples, ImageFolder | None]:
-        settings, scale = self.settings, self.scale
-        for flag in ("data", "degraded", "validation"):
-            folder = getattr(settings, flag)
-            if folder is not None and not Path(folder).is_dir():
-                raise FileNotFoundError(f"there is no folder {folder}: give --{flag} FOLDER")
-        patch_size = settings.patch_size or INPUT_PATCH * scale
-        channels = getattr(self.config, "in_channels", 3)
-        cache_bytes = CACHE_BYTES // max(number_of_workers(settings), 1)
-        options = {"channels": channels, "skip_unusable": settings.skip_unusable, "cache_bytes": cache_bytes}
-        clean = ImageFolder(settings.data, at_least=patch_size, **options)
-        degraded = ImageFolder(settings.degraded, **options) if settings.degraded else None
-        if clean.unusable:
-            self.tell(f"{len(clean.unusable)} images are left out, the first: {next(iter(clean.unusable))}")
-        smallest = SSIM_WINDOW + 2 * scale
-        validation = (
-            ImageFolder(settings.validation, channels=channels, at_least=smallest) if settings.validation else None
-        )
-        return TrainingSamples(clean, degraded, patch_size=patch_size, scale=scale, seed=settings.seed), validation
-
     def _batches(self) -> DataLoader[Sample]:
         settings, fabric, workers = self.settings, self.fabric, number_of_workers(self.settings)
         numbers = Batches(
@@ -230,7 +226,13 @@ class _Run:
             accumulate=settings.accumulate,
         )
         pinned = fabric.device.type == "cuda"
-        return DataLoader(self.samples, batch_sampler=numbers, num_workers=workers, pin_memory=pinned)
+        return DataLoader(
+            self.samples,
+            batch_sampler=numbers,
+            num_workers=workers,
+            pin_memory=pinned,
+            worker_init_fn=leave_signals_to_the_run,
+        )
 
     def _pair(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Bring a batch to the device, and degrade it there unless it came in pairs."""
@@ -260,6 +262,13 @@ class _Run:
         path = self.folder / f"bad_batch_step{step}_process{self.fabric.global_rank}.pt"
         torch.save({"step": step, "clean": clean.cpu(), "degraded": degraded.cpu(), "found": float(found)}, path)
         raise TrainingStopped(f"step {step} gave NaN or infinity: its batch is in {path}; try a lower --lr, or --clip")
+
+
+def _next(batches: Iterator[Sample]) -> Sample:
+    try:
+        return next(batches)
+    except ValueError as error:  # of an image that proves damaged; a worker puts its traceback in front
+        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
 
 
 def _gathered(found: Evaluation, processes: int) -> list[Evaluation]:

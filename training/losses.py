@@ -1,6 +1,7 @@
 """The loss of a training run: a weighted sum of losses, each from the step on that it is meant for."""
 
 import ast
+import copy
 import inspect
 import math
 import re
@@ -143,6 +144,24 @@ class WeightedLoss(nn.Module):
                 parts.append(factor * value)
                 values[term.name] = value.detach()
         return torch.stack(parts).sum(), values
+
+    def check(self, restored: tuple[int, int, int], target: tuple[int, int, int]) -> None:
+        """Try every term, one that starts late too, on a pair of blank crops of the shapes (C, H, W) that are to come.
+
+        Raises:
+            ValueError: if a term does not take them; it says which.
+
+        >>> WeightedLoss("l1 + hinge(width=4)").check((1, 16, 16), (1, 16, 16))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: loss hinge does not fit this run: UNetDiscriminator ... C = 3 ...
+        """
+        images = torch.zeros(1, *restored), torch.zeros(1, *target)
+        for term in self.terms:
+            with torch.no_grad():
+                try:
+                    copy.deepcopy(term.loss).eval()(*images)
+                except (ValueError, TypeError, RuntimeError) as error:
+                    raise ValueError(f"loss {term.name} does not fit this run: {error}") from error
 
     @property
     def adversarial(self) -> list[LossTerm]:

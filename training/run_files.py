@@ -11,10 +11,11 @@ import torch
 
 from .. import __version__
 from ..nets import AutoConfig, BaseConfig
-from ..nets.checkpoints import write_whole
+from ..nets.checkpoints import DEFAULT_NAME, write_whole
 from .settings import TrainingSettings
 
-CHECKPOINT, WEIGHTS, BEST = "last.ckpt", "net.safetensors", "best.safetensors"
+# The weights have the name that makes the folder of a run a checkpoint for whatever takes one.
+CHECKPOINT, WEIGHTS, BEST = "last.ckpt", DEFAULT_NAME, "best.safetensors"
 
 
 @dataclass(frozen=True)

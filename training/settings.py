@@ -19,9 +19,10 @@ class TrainingSettings:
     """How a net is trained.
 
     Args:
-        data: folder of clean images, sub-folders included.
+        data: folder of clean images, with its sub-folders, but for those whose names have lr or lq as a word, or valid,
+            validation, val or test: of DIV2K, DIV2K_train_HR is taken.
         degraded: folder of their degraded versions under the same names; without it `recipe` makes them.
-        validation: folder of clean images to validate on; without it there is no validation.
+        validation: folder of clean images to validate on, each decoded once at the start; without it there is none.
         recipe: how clean images are degraded.
         validation_recipes: how they are for validation; by default as for training.
         start: weights to start from, a file or the name of a shipped one; what does not fit starts fresh.
@@ -58,7 +59,7 @@ class TrainingSettings:
         save_every: steps between checkpoints.
         log_every: steps between lines of the log.
         pictures: how many validation pictures are written each time, degraded, restored and original side by side.
-        skip_unusable: leave out images that cannot be read or are smaller than a crop, instead of refusing the folder.
+        skip_unusable: leave out images that cannot be read or are too small, instead of refusing the folder.
 
     Raises:
         ValueError: if a number is out of its range, or a choice is none of those named.

@@ -177,6 +177,15 @@ def test_state_dicts_of_either_form_load_into_that_form_only(model):
         fused[0].load_state_dict(model[0].state_dict())
 
 
+@pytest.mark.parametrize("deployed", [False, True])
+def test_a_mix_up_of_a_net_of_many_blocks_is_one_line(deployed):
+    trained = nn.Sequential(*(RepConv2d(4, branches=("3x3", "1x1")) for _ in range(8))).eval()
+    net, other = (reparameterize_model(trained), trained) if deployed else (trained, reparameterize_model(trained))
+    with pytest.raises(RuntimeError, match=r"^0 is (deployed|in its training form) and the checkpoint") as refused:
+        net.load_state_dict(other.state_dict())
+    assert "\n" not in str(refused.value)
+
+
 def test_an_empty_state_dict_is_no_mix_up():
     assert RepConv2d(4).load_state_dict({}, strict=False).unexpected_keys == []
 

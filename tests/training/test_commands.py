@@ -23,7 +23,7 @@ def options_of(name: str) -> list[str]:
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_starts(name, photos, tmp_path, capsys):
     assert main([name, "--data", str(photos), "--runs", str(tmp_path), "--steps", "2", *options_of(name)]) == 0
-    assert "net.safetensors: 2 steps done" in capsys.readouterr().out
+    assert "model.safetensors: 2 steps done" in capsys.readouterr().out
     state = read_state(tmp_path / name)
     assert state.step == 2
     assert state.config.scale == int(name[-1])
@@ -62,7 +62,7 @@ def test_each_family_trains(name, photos, tmp_path):
     assert main([name, *options_of(name), "--recipe", "clean", *run]) == 0
     losses = [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
-    assert AutoModel.from_pretrained(tmp_path / name / "net.safetensors").config.num_feat == 8
+    assert AutoModel.from_pretrained(tmp_path / name / "model.safetensors").config.num_feat == 8
 
 
 def test_a_file_gives_the_flags_and_flags_win(photos, tmp_path):
@@ -73,6 +73,18 @@ def test_a_file_gives_the_flags_and_flags_win(photos, tmp_path):
     assert main(["train", "--config", str(tmp_path / "run.toml"), *common]) == 0
     state = read_state(tmp_path / "spanx2")
     assert (state.config.num_feat, state.settings.lr, state.settings.data) == (8, 5e-4, str(photos))
+
+
+def test_the_folder_of_a_run_is_a_checkpoint(photos, tmp_path, capsys):
+    run = ["--data", str(photos), "--runs", str(tmp_path), "--steps", "1", *options_of("spanx2")]
+    assert main(["spanx2", *run]) == 0
+    folder, device = str(tmp_path / "spanx2"), ["--device", "cpu"]
+    assert main(["restore", "-i", str(photos / "0.png"), "-o", str(tmp_path / "a.png"), "-m", folder, *device]) == 0
+    assert main(["evaluate", "--model", folder, "--data", str(photos), *device]) == 0
+    assert main(["spanx2", *run, "--name", "second", "--start", folder]) == 0
+    assert main(["info", folder]) == 0
+    assert "num_feat=8" in capsys.readouterr().out
+    assert AutoModel.from_pretrained(folder).config == read_state(folder).config
 
 
 def test_evaluate_prints_a_table_and_writes_it(photos, tmp_path, capsys):

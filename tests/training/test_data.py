@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from claritycore.images import Picture, read_image, write_image
 from claritycore.training.data import Batches, ImageFolder, TrainingSamples, mixed
+from claritycore.training.image_files import LOW_RESOLUTION, holds_word
 
 
 @pytest.fixture
@@ -147,7 +149,60 @@ def test_unusable_images_are_named_counted_and_skipped_on_request(folder):
         ImageFolder(only, skip_unusable=True)
 
 
-def test_an_image_that_proves_damaged_is_named_or_makes_room_for_the_next(folder):
+def test_sub_folders_of_degraded_images_are_left_out_and_counted(folder):
+    for name in ("LR_bicubic/X2", "sub/lq", "colour", "valid"):
+        (folder / name).mkdir(parents=True)
+        write_image(folder / name / "e.png", Picture(torch.rand(1, 3, 40, 40)))
+    images = ImageFolder(folder)
+    kept = ["a.png", "b.png", "colour/e.png", "sub/c.png", "sub/d.jpg", "valid/e.png"]
+    assert [path.relative_to(folder).as_posix() for path in images.paths] == kept
+    assert images.left_out == {"LR_bicubic": 1, "sub/lq": 1}
+    assert images.told() == [f"2 images of {folder} are left out by the names of their folders: LR_bicubic, sub/lq"]
+    assert len(ImageFolder(folder, leave_out=())) == 8
+    assert len(ImageFolder(folder / "LR_bicubic")) == 1  # named itself, it is what is wanted
+    (folder / "LR_bicubic").rename(folder.parent / "only")
+    (folder.parent / "only" / "X2").rename(folder.parent / "only" / "LRbicx2")
+    with pytest.raises(ValueError, match="only holds no image file but in LRbicx2, which are left out by their names"):
+        ImageFolder(folder.parent / "only")
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"),
+    [
+        ("DIV2K_train_LR_bicubic", True),
+        ("Flickr2K_LR_bicubic", True),
+        ("LRbicx4", True),
+        ("lr_x4", True),
+        ("LRx2", True),
+        ("train-LQ", True),
+        ("DIV2K_train_HR", False),
+        ("color", False),
+        ("lrose", False),
+        ("GT", False),
+    ],
+)
+def test_which_names_tell_degraded_images(name, left_out):
+    assert holds_word(name, LOW_RESOLUTION) == left_out
+
+
+def test_an_image_that_is_skipped_takes_its_partner_along(folder, tmp_path):
+    for path in folder.rglob("*.*"):
+        target = tmp_path / "small" / path.relative_to(folder).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_image(target, Picture(read_image(path).pixels[..., ::2, ::2]))
+    write_image(folder / "b.png", Picture(torch.rand(1, 3, 34, 48)), overwrite=True)
+    (folder / "a.png").write_bytes(b"no image")
+    (tmp_path / "small" / "sub" / "d.png").write_bytes(b"no image")
+    options = {"skip_unusable": True}
+    samples = TrainingSamples(
+        ImageFolder(folder, **options), ImageFolder(tmp_path / "small", **options), patch_size=16, scale=2
+    )
+    assert [path.name for path in samples.clean.paths] == ["b.png", "c.png"]
+    assert [path.name for path in samples.degraded.paths] == ["b.png", "c.png"]
+    assert len(samples) == 2
+
+
+def test_an_image_that_proves_damaged_is_named_or_makes_room_for_the_next(folder, caplog):
     whole = (folder / "sub" / "d.jpg").read_bytes()
     (folder / "sub" / "d.jpg").write_bytes(whole[: len(whole) // 2])
     samples = TrainingSamples(ImageFolder(folder), patch_size=32)
@@ -155,6 +210,9 @@ def test_an_image_that_proves_damaged_is_named_or_makes_room_for_the_next(folder
         list(map(samples.__getitem__, range(4)))
     samples = TrainingSamples(ImageFolder(folder, skip_unusable=True), patch_size=32)
     assert all(samples[n].clean.isfinite().all() for n in range(8))
+    assert [re.sub(r"\(.*", "", message) for message in caplog.messages] == [
+        f"left out: {folder}/sub/d.jpg is damaged or cut short "
+    ]
 
 
 def test_folders_that_are_of_no_use(folder, tmp_path):

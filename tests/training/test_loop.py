@@ -17,7 +17,7 @@ from torch import nn
 
 from claritycore.images import Picture, read_image, write_image
 from claritycore.nets import AutoConfig, AutoModel, BaseConfig, RestorationNet, register_config
-from claritycore.training import loop
+from claritycore.training import data, loop
 from claritycore.training.loop import TrainingStopped, train
 from claritycore.training.run_config import read_config
 from claritycore.training.run_files import read_state
@@ -59,8 +59,9 @@ def test_a_run_learns_and_leaves_its_files(make_settings, config, photos):
     losses = [line["loss"] for line in log_of(folder) if "loss" in line]
     assert len(losses) == 40
     assert sum(losses[-8:]) < 0.85 * sum(losses[:8])
-    assert {path.name for path in folder.iterdir()} >= {"last.ckpt", "log.jsonl", "net.safetensors", "best.safetensors"}
-    net = AutoModel.from_pretrained(folder / "net.safetensors")
+    files = {"last.ckpt", "log.jsonl", "model.safetensors", "best.safetensors"}
+    assert {path.name for path in folder.iterdir()} >= files
+    net = AutoModel.from_pretrained(folder / "model.safetensors")
     assert net.config == replace(config, dropout=0.0)
     state = read_state(folder)
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in state.average.items())
@@ -77,7 +78,7 @@ def test_a_run_starts_from_weights_as_far_as_they_fit_and_holds_what_is_frozen(m
     first = train(config, make_settings(name="x2", steps=2))
     other = replace(config, scale=4)
     told = []
-    begun = {"start": str(first / "net.safetensors"), "freeze": ("body.*",), "steps": 3}
+    begun = {"start": str(first / "model.safetensors"), "freeze": ("body.*",), "steps": 3}
     second = train(other, make_settings(name="x4", **begun), tell=told.append)
     assert re.match(r"\d+ of \d+ tensors loaded", told[0])
     before, after = read_state(first).net, read_state(second).net
@@ -191,7 +192,7 @@ def test_two_processes_are_one_with_the_same_global_batch(photos, tmp_path, stra
     for key in ("validation_psnr", "validation_ssim", "validation_lf_psnr"):
         assert figures[0][key] == pytest.approx(figures[1][key], rel=1e-4)
     assert [line["step"] for line in lines[1] if "loss" in line] == list(range(1, 11))
-    assert AutoModel.from_pretrained(tmp_path / "two" / "net.safetensors").config.num_feat == 8
+    assert AutoModel.from_pretrained(tmp_path / "two" / "model.safetensors").config.num_feat == 8
 
 
 def test_checkpointing_gives_the_same_gradients(make_settings):
@@ -223,7 +224,7 @@ def test_a_net_of_ones_own_trains(make_settings):
             return Enlarger(self)
 
     folder = train(EnlargerConfig(), make_settings(steps=3))
-    assert type(AutoModel.from_pretrained(folder / "net.safetensors")) is Enlarger
+    assert type(AutoModel.from_pretrained(folder / "model.safetensors")) is Enlarger
     with pytest.raises(ValueError, match="Enlarger has no body of blocks"):
         train(EnlargerConfig(), make_settings(name="other", checkpointing=True))
 
@@ -325,6 +326,8 @@ def test_the_start_follows_from_the_seed(make_settings, config):
         ({"data": "nowhere"}, FileNotFoundError, "there is no folder nowhere"),
         ({"recipe": "cleam"}, ValueError, r"there is no recipe 'cleam'; did you mean clean\?"),
         ({"loss": "l3"}, ValueError, "l3"),
+        ({"loss": "l1+0.1*hinge(in_channels=1,width=4)@5"}, ValueError, "loss hinge does not fit this run: UNetDiscr"),
+        ({"loss": "l1+ssim", "patch_size": 8}, ValueError, "loss ssim does not fit this run: .*8"),
         ({"patch_size": 15}, ValueError, "patch_size must be a multiple of the scale 2, got 15"),
         ({"patch_size": 64}, ValueError, r"8 of 8 images in .* cannot be used; the first: .*64 x 64 are needed"),
         ({"device": "tpu"}, ValueError, "device must be auto or one of cpu.*, got 'tpu'"),
@@ -334,6 +337,58 @@ def test_the_start_follows_from_the_seed(make_settings, config):
 def test_what_does_not_fit_is_told_before_the_first_step(make_settings, config, fields, error, message):
     with pytest.raises(error, match=message):
         train(config, make_settings(**fields))
+
+
+def test_a_loss_that_does_not_fit_is_told_before_any_image_is_decoded(make_settings, config, monkeypatch):
+    monkeypatch.setattr(data, "read_image", lambda path: pytest.fail("decoded"))
+    grey = replace(config, in_channels=1, out_channels=1)
+    with pytest.raises(ValueError, match=r"loss hinge does not fit this run: .*C = 3.*\(1, 1, 16, 16\)"):
+        train(grey, make_settings(loss="l1+0.1*hinge(width=4)"))
+    with pytest.raises(ValueError, match=r"loss l1 does not fit this run: .*\(1, 3, 16, 16\) and \(1, 1, 16, 16\)"):
+        train(replace(config, in_channels=1), make_settings())
+    assert not Path(make_settings().runs).exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_training_image_that_proves_damaged_is_one_line(make_settings, config, tmp_path, photos, workers):
+    image = tmp_path / "images" / "0.jpg"
+    image.parent.mkdir()
+    write_image(image, read_image(photos / "0.png"))
+    image.write_bytes(image.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"^.*images/0\.jpg is damaged or cut short .*again$") as refused:
+        train(config, make_settings(data=str(tmp_path / "images"), workers=workers))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["2.png", "2.jpg"])
+def test_a_truncated_validation_image_is_told_at_the_start_or_skipped(make_settings, config, tmp_path, photos, name):
+    folder = tmp_path / "validation"
+    folder.mkdir()
+    for number in range(3):
+        write_image(folder / f"{number}{name[1:]}", read_image(photos / f"{number}.png"))
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) * 3 // 4])
+    validated = {"validation": str(folder), "validate_every": 1, "steps": 1, "pictures": 0}
+    with pytest.raises(
+        ValueError, match=rf"1 of 3 images in .*validation cannot be used; the first: .*{name} \(.*damaged"
+    ):
+        train(config, make_settings(**validated))
+    assert not Path(make_settings().runs).exists()
+    told = []
+    train(config, make_settings(**validated, skip_unusable=True), tell=told.append)
+    assert f"1 images of {folder} are left out, the first: {folder / name}" in told[0]
+    assert "over 2 images" in told[1]
+
+
+def test_of_a_data_set_given_whole_the_clean_training_images_are_taken(make_settings, config, tmp_path, photos):
+    root, small = tmp_path / "DIV2K", read_image(photos / "0.png")
+    for folder in ("DIV2K_train_HR", "DIV2K_train_LR_bicubic/X2", "DIV2K_train_LR_unknown/X4", "DIV2K_valid_HR"):
+        (root / folder).mkdir(parents=True)
+        write_image(root / folder / "0001.png", small)
+    told = []
+    train(config, make_settings(data=str(root), steps=1), tell=told.append)
+    counted = f"3 images of {root} are left out by the names of their folders"
+    assert told == [f"{counted}: DIV2K_train_LR_bicubic, DIV2K_train_LR_unknown, DIV2K_valid_HR"]
 
 
 def test_a_run_is_not_begun_over_another(make_settings, config):
@@ -352,7 +407,7 @@ def test_one_corrupt_image_is_named_or_skipped(make_settings, config, tmp_path):
         train(config, make_settings(**data))
     told = []
     train(config, make_settings(**data, skip_unusable=True), tell=told.append)
-    assert "1 images are left out" in told[0]
+    assert re.fullmatch(r"1 images of .*images are left out, the first: .*bad.png \(.*\)", told[0])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello"])

@@ -1,0 +1,64 @@
+"""The images of a run: what it trains on and what it validates on, checked before the first step."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..images.metrics import SSIM_WINDOW
+from ..nets import BaseConfig
+from .data import CACHE_BYTES, ImageFolder, TrainingSamples
+from .engine import number_of_workers
+from .image_files import HELD_OUT, LOW_RESOLUTION
+from .settings import INPUT_PATCH, TrainingSettings
+
+
+def images_of(
+    config: BaseConfig, settings: TrainingSettings, tell: Callable[[str], None]
+) -> tuple[TrainingSamples, ImageFolder | None]:
+    """Find the images of a run.
+
+    Of `data` the sub-folders are left out whose names say that they are degraded (lr, lq) or held out (valid, val,
+    test), and of `validation` the degraded ones: so a data set can be given whole. Validation images are decoded here
+    once, so that none stops the run hours later; training images are too many for that.
+
+    Args:
+        config: of the net.
+        settings: of the run.
+        tell: called with a line on whatever is left out.
+
+    Raises:
+        FileNotFoundError: if a folder does not exist; it names the flag.
+        ValueError: if a folder holds no image, or one that cannot be used and may not be skipped; or as
+            `TrainingSamples` tells.
+    """
+    for flag in ("data", "degraded", "validation"):
+        folder = getattr(settings, flag)
+        if folder is not None and not Path(folder).is_dir():
+            raise FileNotFoundError(f"there is no folder {folder}: give --{flag} FOLDER")
+    scale, patch_size = getattr(config, "scale", 1), patch_size_of(config, settings)
+    options = {"channels": getattr(config, "in_channels", 3), "skip_unusable": settings.skip_unusable}
+    kept = {**options, "cache_bytes": CACHE_BYTES // max(number_of_workers(settings), 1)}
+    clean = ImageFolder(settings.data, at_least=patch_size, leave_out=(*LOW_RESOLUTION, *HELD_OUT), **kept)
+    degraded = ImageFolder(settings.degraded, leave_out=(), **kept) if settings.degraded else None
+    validation = None
+    if settings.validation:
+        validation = ImageFolder(settings.validation, at_least=SSIM_WINDOW + 2 * scale, whole=True, **options)
+    for folder in (clean, degraded, validation):
+        for line in folder.told() if folder else ():
+            tell(line)
+    return TrainingSamples(clean, degraded, patch_size=patch_size, scale=scale, seed=settings.seed), validation
+
+
+def patch_size_of(config: BaseConfig, settings: TrainingSettings) -> int:
+    """Side of a crop in clean pixels."""
+    return settings.patch_size or INPUT_PATCH * getattr(config, "scale", 1)
+
+
+def crop_shapes(config: BaseConfig, settings: TrainingSettings) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Shapes (C, H, W) of a crop as the net restores it, and of the clean one.
+
+    >>> from claritycore.nets import AutoConfig
+    >>> crop_shapes(AutoConfig.from_name("span", scale=2), TrainingSettings())
+    ((3, 128, 128), (3, 128, 128))
+    """
+    side, channels = patch_size_of(config, settings), getattr(config, "in_channels", 3)
+    return (getattr(config, "out_channels", channels), side, side), (channels, side, side)
