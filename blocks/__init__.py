@@ -1,6 +1,7 @@
 """Building blocks: each an `nn.Module` that stands alone, takes any H, W >= 1 and keeps the dtype of its input."""
 
-from .channel_attention import ChannelAttention
+from .channel_attention import ChannelAttention, TransposedAttention
+from .deformable_attention import DeformableAttention2d
 from .ffn import ConvGate, GatedFFN, NAFBlock
 from .multi_scale import MSGDown, MSGUp, OverlapPatchEmbed, SkipFusion
 from .norm import LayerNorm2d, RMSNorm2d
@@ -23,6 +24,7 @@ __all__ = [
     "BicubicUp",
     "ChannelAttention",
     "ConvGate",
+    "DeformableAttention2d",
     "DoubleConvChannelMixer",
     "DySample",
     "ElementwiseAttention",
@@ -43,6 +45,7 @@ __all__ = [
     "SSMGlobalMixer",
     "SelectiveScan2d",
     "SkipFusion",
+    "TransposedAttention",
     "reparameterize_model",
     "verify_reparameterization",
 ]
