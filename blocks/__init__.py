@@ -1,6 +1,7 @@
 """Building blocks: each an `nn.Module` that stands alone, takes any H, W >= 1 and keeps the dtype of its input."""
 
-from .channel_attention import ChannelAttention
+from .channel_attention import ChannelAttention, TransposedAttention
+from .deformable_attention import DeformableAttention2d
 from .ffn import ConvGate, GatedFFN, NAFBlock
 from .hybrid_attention import GridAttention, HybridAttention
 from .multi_scale import MSGDown, MSGUp, OverlapPatchEmbed, SkipFusion
@@ -27,6 +28,7 @@ __all__ = [
     "ChannelAttention",
     "ConvAttention",
     "ConvGate",
+    "DeformableAttention2d",
     "DoubleConvChannelMixer",
     "DySample",
     "ElementwiseAttention",
@@ -51,6 +53,7 @@ __all__ = [
     "SelectiveScan2d",
     "SkipFusion",
     "SwinBlock",
+    "TransposedAttention",
     "WindowAttention2d",
     "reparameterize_model",
     "verify_reparameterization",

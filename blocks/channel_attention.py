@@ -1,4 +1,4 @@
-"""Attention over channels: which of them matter, judged from the whole map."""
+"""Attention over channels: which of them matter, and which belong together, judged from the whole map."""
 
 import math
 from typing import Literal
@@ -7,6 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_feature_map, check_odd, check_positive
+from .precision import at_least_float32
+
+# What lengths are at least: F.normalize's.
+SHORTEST = 1e-12
 
 
 class ChannelAttention(nn.Module):
@@ -81,6 +85,81 @@ class ChannelAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, form={self.form!r}"
+
+
+class TransposedAttention(nn.Module):
+    r"""Attention whose tokens are channels, at a cost linear in H W: the MDTA of Restormer, without norm and residual.
+
+    .. math::
+        [q, k, v] = W_d *_{dw} (W_{qkv} x), \qquad
+        y = W_{out} \, \mathrm{softmax}\Big(\tau \frac{q k^T}{\lVert q \rVert \lVert k \rVert^T}\Big) v
+
+    with q, k and v of C / heads channels by H W pixels for each head, the lengths of their channels taken over all
+    pixels, and a learned :math:`\tau` for each head. Parameters have the names and shapes of Restormer's `Attention`.
+
+    Lengths, cosines and softmax are float32 for half-precision inputs. It is not `tile_safe`: a tile has other cosines
+    than its image, and `receptive_radius` is that of the convolution alone, the least overlap that tiles need.
+
+    Shape:
+        ``(B, C, H, W)`` -> ``(B, C, H, W)``, dtype and memory format kept.
+
+    Args:
+        channels: number of channels ``C``.
+        num_heads: heads that the channels are shared out to, one after the other.
+        bias: whether the three convolutions have one.
+
+    Raises:
+        TypeError: if the input is not floating point.
+        ValueError: if a number is < 1, ``channels`` is no multiple of ``num_heads``, or the input has another number of
+            channels.
+
+    Source:
+        Restormer (arXiv:2111.09881), section 3.1.
+
+    >>> TransposedAttention(8, num_heads=2)(torch.randn(1, 8, 5, 7)).shape
+    torch.Size([1, 8, 5, 7])
+    """
+
+    tile_safe = False
+    receptive_radius = 1
+    tile_multiple = 1
+
+    def __init__(self, channels: int, *, num_heads: int = 1, bias: bool = False) -> None:
+        super().__init__()
+        check_positive(channels=channels, num_heads=num_heads)
+        if channels % num_heads:
+            raise ValueError(f"channels must be a multiple of num_heads = {num_heads}, got {channels}")
+        self.channels = channels
+        self.num_heads = num_heads
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
+        self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias)
+        self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels, self)
+        qkv = self.qkv_dwconv(self.qkv(x))
+        q, k, v = qkv.flatten(2).unflatten(1, (3, self.num_heads, -1)).unbind(1)  # (B, heads, C / heads, H W)
+        logits = at_least_float32(self.temperature) * _cosines(q, k)
+        y = logits.softmax(dim=-1).to(v.dtype) @ v
+        y = y.flatten(1, 2).unflatten(2, x.shape[2:])
+        last = qkv.is_contiguous(memory_format=torch.channels_last) and not qkv.is_contiguous()
+        return self.project_out(y.contiguous(memory_format=torch.channels_last) if last else y)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, num_heads={self.num_heads}"
+
+
+def _cosines(q: Tensor, k: Tensor) -> Tensor:
+    """Cosines (..., c, c) of the rows of q and k (..., c, n), at least in float32."""
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    lengths = [torch.linalg.vector_norm(t, dim=-1, keepdim=True, dtype=wide).clamp(min=SHORTEST) for t in (q, k)]
+    if q.dtype == wide:
+        # The products are divided, not q and k: two maps less are written, and kept for the gradient.
+        return q @ k.mT / (lengths[0] * lengths[1].mT)
+    # Sums of products of a large map are beyond float16, those of unit vectors are not.
+    q, k = ((t / length).to(t.dtype) for t, length in zip((q, k), lengths, strict=True))
+    return at_least_float32(q @ k.mT)
 
 
 def mean_of_map(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .checks import check_feature_map, check_positive
 from .pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from .precision import at_least_float32
+from .sampling import bilinear_samples
 
 
 class PixelShuffleUp(nn.Module):
@@ -189,10 +190,8 @@ class DySample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels, self)
         places = pixel_shuffle(self._offsets(x), self.scale_factor).unflatten(1, (2, self.groups))
-        # Eager gathers take two to three times as long. Compiled they are fused; exported they are operators that every
-        # runtime has, and onnxruntime takes half to three quarters of the time of its GridSample.
-        sample = _gathered if torch.compiler.is_compiling() else _grid_sampled
-        y = sample(x, places, self.scale_factor).to(x.dtype)
+        rows, columns = (_own_pixel(side, self.scale_factor, places) for side in x.shape[2:])
+        y = bilinear_samples(x, places, rows[:, None], columns).to(x.dtype)
         last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
@@ -214,40 +213,6 @@ class DySample(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}, scale_factor={self.scale_factor}, style={self.style!r}, groups={self.groups}"
-
-
-def _grid_sampled(x: Tensor, places: Tensor, scale_factor: int) -> Tensor:
-    """Sample groups of channels at `places` (B, 2, g, s H, s W): x and y in pixels, from the pixel's own place."""
-    groups, (height, width) = places.shape[2], x.shape[2:]
-    across, down = places.unbind(1)
-    # Brought to where grid_sample has its corners: -1 and 1, half a pixel outside the middles of the outer pixels.
-    columns = (2 * _own_pixel(width, scale_factor, places) + 1) / width - 1
-    rows = (2 * _own_pixel(height, scale_factor, places)[:, None] + 1) / height - 1
-    grid = torch.stack([torch.add(columns, across, alpha=2 / width), torch.add(rows, down, alpha=2 / height)], dim=2)
-    maps = at_least_float32(x).reshape(-1, x.shape[1] // groups, height, width)
-    grid = grid.flatten(0, 1).movedim(1, -1)
-    y = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return y.view(x.shape[0], -1, *y.shape[2:])
-
-
-def _gathered(x: Tensor, places: Tensor, scale_factor: int) -> Tensor:
-    """`_grid_sampled` in plain operators: the four pixels around each place, and what lies between them."""
-    groups, (height, width) = places.shape[2], x.shape[2:]
-    whole = places.floor()
-    across, down = (places - whole)[:, :, :, None].unbind(1)  # exact, however wide the map
-    left, top = whole.unbind(1)
-    left = left + _own_pixel(width, scale_factor, places)
-    top = top + _own_pixel(height, scale_factor, places)[:, None]
-    columns = [(left + step).clamp(0, width - 1).long() for step in (0, 1)]
-    rows = [(top + step).clamp(0, height - 1).long() for step in (0, 1)]
-    maps = x.reshape(x.shape[0], groups, -1, height * width)
-
-    def at(row: Tensor, column: Tensor) -> Tensor:
-        index = (row * width + column).flatten(2)[:, :, None].expand(-1, -1, maps.shape[2], -1)
-        return at_least_float32(maps.gather(3, index).unflatten(3, row.shape[2:]))
-
-    above, below = (torch.lerp(at(row, columns[0]), at(row, columns[1]), across) for row in rows)
-    return torch.lerp(above, below, down).flatten(1, 2)
 
 
 def _own_pixel(side: int, scale_factor: int, like: Tensor) -> Tensor:

@@ -103,6 +103,7 @@ def flop_formulas() -> dict[Any, Formula]:
         aten.scaled_dot_product_attention: attention_flops,
         aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
         aten.upsample_bilinear2d: bilinear_flops,
+        aten.grid_sampler_2d: bilinear_flops,
         aten.upsample_bicubic2d: bicubic_flops,
         torch.ops.claritycore.depthwise_conv2d: depthwise_flops,
         torch.ops.claritycore.depthwise_conv2d_backward: depthwise_backward_flops,

@@ -41,6 +41,8 @@ class Contract:
         channels: numbers of channels it is tried with; one that it was not built for must raise.
         any_channels: it takes whatever channels come.
         pixels: how many a map must have for every parameter to matter: in a scan over one, nothing decays.
+        stride: pixels along a side to one of the coarsest map within; of one with a side of 1 torch exports a program
+            of its own.
         tile_safe: an output pixel depends on input pixels within `receptive_radius` alone.
         fuses: it has a deployed form.
     """
@@ -50,6 +52,7 @@ class Contract:
     channels: tuple[int, ...] = (1, 4)
     any_channels: bool = False
     pixels: int = 1
+    stride: int = 1
     tile_safe: bool = True
     fuses: bool = False
 
@@ -187,6 +190,20 @@ CONTRACTS: dict[str, Contract] = {
         ),
         tile_safe=False,
         **ATTENTION,
+    ),
+    "TransposedAttention": Contract(
+        lambda c: blocks.TransposedAttention(c, num_heads=2, bias=True), channels=(4, 8), tile_safe=False, pixels=2
+    ),
+    # Five pixels of which one lies in no corner: clamped there, an offset may be without effect.
+    "DeformableAttention2d": Contract(
+        lambda c: blocks.DeformableAttention2d(c, num_heads=2), channels=(4, 8), tile_safe=False, pixels=5
+    ),
+    "DeformableAttention2d groups": Contract(
+        lambda c: blocks.DeformableAttention2d(c, num_heads=4, groups=2, stride=2, kernel_size=3),
+        channels=(8, 16),
+        tile_safe=False,
+        pixels=13,
+        stride=2,
     ),
     "SelectiveScan2d": Contract(lambda c: blocks.SelectiveScan2d(c, d_state=4), tile_safe=False, pixels=2),
     "SSMGlobalMixer": Contract(lambda c: blocks.SSMGlobalMixer(c, d_state=4, gate=0.5), tile_safe=False, pixels=2),

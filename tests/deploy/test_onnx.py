@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from claritycore.blocks import DySample, MSGDown, MSGUp, SelectiveScan2d, SkipFusion, SSMGlobalMixer
+from claritycore.blocks import (
+    DeformableAttention2d,
+    DySample,
+    MSGDown,
+    MSGUp,
+    SelectiveScan2d,
+    SkipFusion,
+    SSMGlobalMixer,
+    TransposedAttention,
+)
 from claritycore.kernels import depthwise_conv2d, selective_scan, selective_scan_2d
 from tests.strategies import normal
 
@@ -124,6 +133,9 @@ def test_the_scan_over_images_in_an_order_of_its_own():
         DySample(8, style="pl"),
         MSGDown(8, form="unshuffle"),
         MSGUp(8, form="dysample"),
+        TransposedAttention(8, num_heads=2),
+        DeformableAttention2d(8, num_heads=4, groups=2),
+        DeformableAttention2d(8, num_heads=2, stride=2),
     ],
 )
 def test_the_blocks_at_other_sizes(block):
