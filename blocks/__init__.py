@@ -7,6 +7,7 @@ from .hybrid_attention import GridAttention, HybridAttention
 from .multi_scale import MSGDown, MSGUp, OverlapPatchEmbed, SkipFusion
 from .norm import LayerNorm2d, RMSNorm2d
 from .plk import DoubleConvChannelMixer, ElementwiseAttention, PartialLargeKernelConv, PLKBlock
+from .porting import BLOCK_SOURCES, BlockSource, convert_block_state
 from .rep_conv import RepConv2d
 from .reparam import (
     Reparameterizable,
@@ -22,9 +23,11 @@ from .swin import ConvAttention, SwinBlock
 from .window_attention import OverlappingCrossAttention, WindowAttention2d
 
 __all__ = [
+    "BLOCK_SOURCES",
     "RRDB",
     "SPAB",
     "BicubicUp",
+    "BlockSource",
     "ChannelAttention",
     "ConvAttention",
     "ConvGate",
@@ -55,6 +58,7 @@ __all__ = [
     "SwinBlock",
     "TransposedAttention",
     "WindowAttention2d",
+    "convert_block_state",
     "reparameterize_model",
     "verify_reparameterization",
 ]
