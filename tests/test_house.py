@@ -22,6 +22,7 @@ TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in SO
 TEST_TEXT = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py") if file.name != "test_house.py")
 BENCHMARK_TEXT = "\n".join(file.read_text() for file in (ROOT / "benchmarks").glob("*.py"))
 README = (ROOT / "README.md").read_text()
+PAGES = [file for file in sorted(ROOT.rglob("*.md")) if not {".venv", ".pytest_cache"} & set(file.parts)]
 
 KERNEL_FOLDERS = [file.parent for file in sorted((ROOT / "kernels").glob("*/__init__.py"))]
 KERNEL_FILES = {"__init__.py", "op.py", "reference.py"}
@@ -211,6 +212,14 @@ def test_a_file_imports_only_what_its_room_may(name):
         assert outside <= ALLOWED[room] | ({"triton"} if fused else set())
     else:
         assert "triton" not in outside
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_table_of_a_page_has_a_header(page):
+    lines = ["", *page.read_text().splitlines(), ""]
+    starts = [i for i in range(1, len(lines)) if lines[i].startswith("|") and not lines[i - 1].startswith("|")]
+    headless = [lines[i] for i in starts if not re.fullmatch(r"\|(\s*:?-+:?\s*\|)+", lines[i + 1])]
+    assert not headless, "a blank line cuts these rows off their table"
 
 
 def test_the_packages_are_listed():
