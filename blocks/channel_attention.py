@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..kernels.operand_rules import compute_dtype
 from .checks import check_feature_map, check_odd, check_positive
 
 
@@ -86,5 +87,5 @@ class ChannelAttention(nn.Module):
 def mean_of_map(x: Tensor) -> Tensor:
     """Means (B, C, 1, 1) over all pixels, summed in float32 for half-precision maps."""
     # The gradient of a mean is a map of its own, and one of planes whatever the format of x; that of a sum is a view.
-    total = x.sum((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    total = x.sum((2, 3), keepdim=True, dtype=compute_dtype(x))
     return (total / (x.shape[2] * x.shape[3])).to(x.dtype)

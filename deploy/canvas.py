@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.operand_rules import compute_dtype
+
 
 class Box(NamedTuple):
     """A rectangle of pixels; the bottom row and the right column are the first outside."""
@@ -51,7 +53,7 @@ class Canvas:
         with torch.inference_mode(False):  # the result is a tensor like any other
             self.sum = torch.empty(
                 (len(image), channels, height, width),
-                dtype=torch.promote_types(image.dtype, torch.float32) if feather else image.dtype,
+                dtype=compute_dtype(image) if feather else image.dtype,
                 device=image.device,
                 memory_format=torch.channels_last if last else torch.contiguous_format,
             )

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..operand_rules import compute_dtype
 from .operands import Operands, slope
 
 PROGRAMS_PER_PROCESSOR = 4
@@ -194,7 +195,7 @@ def convolve(
 ) -> Tensor:  # fmt: skip
     """Write the convolution of `x` to `out`, activated; or given `grad`, the gradient of what was activated."""
     layout = layout_of(x, weight)
-    taps = layout.taps(weight, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    taps = layout.taps(weight, compute_dtype(x))
     length, width = layout.sizes(x)
     with torch.cuda.device_of(x):
         _convolve_kernel[(len(x) * _tiles(layout, x),)](

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..operand_rules import compute_dtype
 from .operands import CHECKPOINT_STEPS, Operands
 from .operands_rows import Path, Rows, Scan, like, rows_of, time_first
 
@@ -271,7 +272,7 @@ class Launch:
         self.scan, self.batch, self.groups, self.length = scan, batch, groups, path.length
         self.channels, self.state = scan.A.shape
         u = scan.u.pointer
-        self.device, self.dtype = u.device, torch.float64 if u.dtype == torch.float64 else torch.float32
+        self.device, self.dtype = u.device, compute_dtype(u)
         self.block_n = triton.next_power_of_2(self.state)
         self.block_d = 64 if self.block_n <= 8 else 32 if self.block_n <= 128 else 16
         self.num_warps = max(1, self.block_d * self.block_n // 512)  # of 16 states a thread
