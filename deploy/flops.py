@@ -1,17 +1,11 @@
 """FLOPs of the operations that the usual counters leave out: one table, for torch's counter and for fvcore."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from ..kernels.depthwise_conv2d import depthwise_conv2d_flops
-from ..kernels.selective_scan import selective_scan_flops
-from ..kernels.selective_scan_2d import selective_scan_2d_flops
-
-Shape = tuple[int, ...]
-# Flops of one call from the shapes of its tensors, as torch.utils.flop_counter calls it; a product and a sum are two.
-Formula = Callable[..., int]
+from ..kernels.flops import Formula, Shape, kernel_flops
 
 
 def attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
@@ -33,48 +27,6 @@ def bicubic_flops(*_: Any, out_shape: Shape, **__: Any) -> int:
     return 32 * torch.Size(out_shape).numel()
 
 
-def scan_flops(u: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
-    """`claritycore::selective_scan`: 9 flops for each state and step, by the convention of VMamba."""
-    batch, channels, length = u
-    return selective_scan_flops(batch, channels, length, A[1])
-
-
-def scan_2d_flops(x: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
-    """`claritycore::selective_scan_2d`: the same for each direction."""
-    batch, height, width, channels = x
-    return selective_scan_2d_flops(batch, height, width, channels, A[2], directions=A[0])
-
-
-def scan_backward_flops(u: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
-    """Backward of `claritycore::selective_scan`: about 22 flops for each state and step."""
-    return scan_flops(u, delta, A) * 22 // 9
-
-
-def scan_2d_backward_flops(x: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
-    """Backward of `claritycore::selective_scan_2d`."""
-    return scan_2d_flops(x, delta, A) * 22 // 9
-
-
-def depthwise_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    """`claritycore::depthwise_conv2d`: a product and a sum for each output element and tap."""
-    return depthwise_conv2d_flops(*x, *weight[2:])
-
-
-def depthwise_backward_flops(
-    x: Shape,
-    weight: Shape,
-    bias: Shape | None,
-    y: Shape | None,
-    grad_y: Shape,
-    activation: str | None,
-    wanted: Sequence[bool],
-    *_: Any,
-    **__: Any,
-) -> int:
-    """Backward of `claritycore::depthwise_conv2d`: as many for each gradient, and for what is recomputed."""
-    return depthwise_flops(x, weight) * (sum(wanted[:2]) + (activation is not None and y is None))
-
-
 def flop_formulas() -> dict[Any, Formula]:
     """The table, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`.
 
@@ -87,12 +39,7 @@ def flop_formulas() -> dict[Any, Formula]:
         aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
         aten.upsample_bilinear2d: bilinear_flops,
         aten.upsample_bicubic2d: bicubic_flops,
-        torch.ops.claritycore.depthwise_conv2d: depthwise_flops,
-        torch.ops.claritycore.depthwise_conv2d_backward: depthwise_backward_flops,
-        torch.ops.claritycore.selective_scan: scan_flops,
-        torch.ops.claritycore.selective_scan_2d: scan_2d_flops,
-        torch.ops.claritycore.selective_scan_backward: scan_backward_flops,
-        torch.ops.claritycore.selective_scan_2d_backward: scan_2d_backward_flops,
+        **kernel_flops(),
     }
 
 
@@ -111,5 +58,4 @@ def fvcore_handles() -> dict[str, Callable[[Iterable[Any], Iterable[Any]], int]]
 
         return count
 
-    formulas: Mapping[Any, Formula] = flop_formulas()
-    return {packet._qualified_op_name: handle(formula) for packet, formula in formulas.items()}
+    return {packet._qualified_op_name: handle(formula) for packet, formula in flop_formulas().items()}
