@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_feature_map, check_positive
+from .memory_format import in_format_of
 from .pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from .precision import at_least_float32
 
@@ -192,9 +193,7 @@ class DySample(nn.Module):
         # Eager gathers take two to three times as long. Compiled they are fused; exported they are operators that every
         # runtime has, and onnxruntime takes half to three quarters of the time of its GridSample.
         sample = _gathered if torch.compiler.is_compiling() else _grid_sampled
-        y = sample(x, places, self.scale_factor).to(x.dtype)
-        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        return in_format_of(sample(x, places, self.scale_factor).to(x.dtype), x)
 
     def _offsets(self, x: Tensor) -> Tensor:
         """Offsets in pixels (B, 2 g s s, H, W): those along rows of pixels, and then those along columns."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..kernels.selective_scan import LARGEST_STATE
 from ..kernels.selective_scan_2d import DIRECTIONS, Direction, selective_scan_2d
 from .checks import check_feature_map, check_odd, check_positive
+from .memory_format import in_format_of
 from .norm import RMSNorm2d
 from .precision import at_least_float32
 
@@ -116,7 +117,7 @@ class SelectiveScan2d(nn.Module):
         bias = at_least_float32(self.dt_projs_bias)
         y = selective_scan_2d(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True, directions=self.directions)
         y = self.out_proj(self.out_norm(y) * F.silu(z)).permute(0, 3, 1, 2).to(x.dtype)
-        return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+        return in_format_of(y, x)
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what each direction makes of u (B, H, W, D): steps (B, K, H, W, D), B and C (B, K, H, W, N).
