@@ -15,13 +15,12 @@ from . import __version__, blocks, cli_files, cli_training
 from .blocks import reparameterize_model
 from .deploy import diagnose, summarize
 from .deploy.progress import one_line
+from .deploy.summary import REPORTED_SIZE
 from .nets import AutoConfig, AutoModel, BaseConfig, inspect_checkpoint, list_models
 from .nets.registry import nearest
 from .parsing import first_line, no_options, parse
 from .training.presets import preset_names
 
-# Super-resolution nets are compared at an output of 1280 x 720 pixels.
-REPORTED_HEIGHT, REPORTED_WIDTH = 720, 1280
 BLOCK_CHANNELS, BLOCK_SIDE = 64, 64
 BLOCKS: dict[str, type[nn.Module]] = {
     name: block
@@ -64,7 +63,7 @@ def summary(arguments: Sequence[str]) -> None:
     target, deployed, *size = _parse_target(name, rest, default)
     if isinstance(target, BaseConfig):
         channels, scale = getattr(target, "in_channels", 3), getattr(target, "scale", 1)
-        default_size = REPORTED_HEIGHT // scale, REPORTED_WIDTH // scale
+        default_size = REPORTED_SIZE[0] // scale, REPORTED_SIZE[1] // scale
         with torch.device("meta"):
             target = AutoModel.from_config(target)
     else:

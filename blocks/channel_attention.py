@@ -1,13 +1,15 @@
 """Attention over channels: which of them matter, judged from the whole map."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels.operand_rules import compute_dtype
-from .checks import check_feature_map, check_odd, check_positive
+from .checks import check_choice, check_feature_map, check_odd, check_positive
+
+AttentionForm = Literal["squeeze_excite", "efficient"]
 
 
 class ChannelAttention(nn.Module):
@@ -51,14 +53,13 @@ class ChannelAttention(nn.Module):
         self,
         channels: int,
         *,
-        form: Literal["squeeze_excite", "efficient"] = "squeeze_excite",
+        form: AttentionForm = "squeeze_excite",
         reduction: int = 16,
         kernel_size: int | None = None,
     ) -> None:
         super().__init__()
         check_positive(channels=channels, reduction=reduction)
-        if form not in ("squeeze_excite", "efficient"):
-            raise ValueError(f'form must be "squeeze_excite" or "efficient", got {form!r}')
+        check_choice("form", form, get_args(AttentionForm))
         self.channels = channels
         self.form = form
         if form == "efficient":

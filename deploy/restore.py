@@ -1,15 +1,16 @@
 """Restoring a picture whole: colour by the net, grey and alpha with it, depth, profile and EXIF as they were."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..blocks.checks import check_choice
 from ..images import Picture, imresize
 from .tile import UNKNOWN_RADIUS, Progress, exact_overlap, restore_tiled, stated
 
-ALPHAS = ("bicubic", "model", "drop")
+Alpha = Literal["bicubic", "model", "drop"]
 # Pixels of the output that a net makes at once, the square of this side, unless another tile is asked for.
 OUTPUT_SIDE = 2048
 SMALLEST_DEFAULT_TILE = 64
@@ -28,7 +29,7 @@ def restore_picture(
     tile: int | None = None,
     overlap: int | None = None,
     batch: int = 1,
-    alpha: Literal["bicubic", "model", "drop"] = "bicubic",
+    alpha: Alpha = "bicubic",
     progress: Progress | None = None,
 ) -> Picture:
     """Restore a picture by a net of 3 or 1 image channels; depth, ICC profile and EXIF stay what they are.
@@ -64,8 +65,7 @@ def restore_picture(
     >>> restore_picture(net, Picture(torch.rand(1, 1, 4, 6), depth=16)).pixels.shape
     torch.Size([1, 1, 8, 12])
     """
-    if alpha not in ALPHAS:
-        raise ValueError(f"alpha must be one of {', '.join(ALPHAS)}, got {alpha!r}")
+    check_choice("alpha", alpha, get_args(Alpha))
     tile, overlap = choose_tiles(net, picture, tile, overlap)
 
     def restored(image: Tensor, progress: Progress | None = None) -> Tensor:

@@ -4,15 +4,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..blocks.checks import check_positive
+from ..blocks.checks import check_choice, check_positive
 from .canvas import Box, Canvas
 
-BLENDS = ("auto", "crop", "linear")
+Blend = Literal["auto", "crop", "linear"]
 # Around the tiles of a net that does not say how far it sees.
 UNKNOWN_RADIUS = 32
 # Smaller tiles save nothing: by then the pixels around them are most of the work.
@@ -29,7 +29,7 @@ def restore_tiled(
     tile: int | tuple[int, int],
     *,
     overlap: int | None = None,
-    blend: Literal["auto", "crop", "linear"] = "auto",
+    blend: Blend = "auto",
     batch: int = 1,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -208,8 +208,7 @@ def _tiling(
     check_positive(batch=batch)
     if overlap is not None and (type(overlap) is not int or overlap < 0):
         raise ValueError(f"overlap must be an integer of at least 0, got {overlap!r}")
-    if blend not in BLENDS:
-        raise ValueError(f"blend must be one of {', '.join(BLENDS)}, got {blend!r}")
+    check_choice("blend", blend, get_args(Blend))
     multiple, exact = getattr(net, "tile_multiple", 1), exact_overlap(net)
     margin = _rounded_up((UNKNOWN_RADIUS if exact is None else exact) if overlap is None else overlap, multiple)
     within = zip(sides, image.shape[-2:], strict=True)

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from ..blocks.checks import check_choice
 from .checkpoints import Checkpoint, write_checkpoint
 from .registry import AutoModel, BaseConfig
 
@@ -58,8 +59,7 @@ class RestorationNet(nn.Module):
 
 def check_scale(scale: int) -> None:
     """Raise unless `scale` is an upscaling factor that the reference nets are made for."""
-    if type(scale) is not int or scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(map(str, SCALES))}, got {scale!r}")
+    check_choice("scale", scale, SCALES)
 
 
 def check_image(image: Tensor, channels: int, net: nn.Module) -> None:
