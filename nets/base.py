@@ -1,12 +1,13 @@
 """What every net shares: a config, and files that say what they are."""
 
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
-from ..blocks.checks import check_choice
+from ..blocks.checks import check_choice, check_positive
 from .checkpoints import Checkpoint, write_checkpoint
 from .registry import AutoModel, BaseConfig
 
@@ -57,9 +58,16 @@ class RestorationNet(nn.Module):
         return model
 
 
-def check_scale(scale: int) -> None:
-    """Raise unless `scale` is an upscaling factor that the reference nets are made for."""
-    check_choice("scale", scale, SCALES)
+def check_config(config: BaseConfig, *, counts: Iterable[str]) -> None:
+    """Raise unless `counts` are integers of at least 1, the scale is one of `SCALES`, and each choice one of its own.
+
+    Choices are the fields annotated with a `Literal`, and those that are True or False.
+    """
+    check_positive(**{name: getattr(config, name) for name in counts})
+    check_choice("scale", getattr(config, "scale", 1), SCALES)
+    for name, kind in get_type_hints(type(config)).items():
+        if kind is bool or get_origin(kind) is Literal:
+            check_choice(name, getattr(config, name), get_args(kind) or (True, False))
 
 
 def check_image(image: Tensor, channels: int, net: nn.Module) -> None:

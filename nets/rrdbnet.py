@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..blocks import RRDB, PixelShuffleUp
-from ..blocks.checks import check_positive
 from ..blocks.padding import pad_to_multiple
-from .base import RestorationNet, check_image, check_scale
+from ..blocks.pixel_shuffle import pixel_unshuffle
+from .base import RestorationNet, check_config, check_image
 from .output import RestorationOutput
 from .registry import BaseConfig, register_config
 
-UPSAMPLERS = ("pixelshuffle", "nearest+conv")
 SIZES = {"rrdbnet-lite": {"num_feat": 32, "num_block": 6, "num_grow_ch": 16}}
 STAGES = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 NEGATIVE_SLOPE = 0.2
@@ -54,13 +53,7 @@ class RRDBNetConfig(BaseConfig):
     unshuffle_stem: bool = True
 
     def __post_init__(self) -> None:
-        counts = ("in_channels", "out_channels", "num_feat", "num_block", "num_grow_ch")
-        check_positive(**{name: getattr(self, name) for name in counts})
-        check_scale(self.scale)
-        if self.upsampler not in UPSAMPLERS:
-            raise ValueError(f"upsampler must be one of {', '.join(UPSAMPLERS)}, got {self.upsampler!r}")
-        if not isinstance(self.unshuffle_stem, bool):
-            raise ValueError(f"unshuffle_stem must be True or False, got {self.unshuffle_stem!r}")
+        check_config(self, counts=("in_channels", "out_channels", "num_feat", "num_block", "num_grow_ch"))
 
     @property
     def unshuffle(self) -> int:
@@ -125,7 +118,7 @@ class RRDBNet(RestorationNet):
         """The feature map (B, num_feat, H, W) before upsampling; H and W are divided by the stem's unshuffling."""
         check_image(image, self.in_channels, self)
         image = pad_to_multiple(image, self.tile_multiple)
-        x = self.conv_first(F.pixel_unshuffle(image, self.tile_multiple))
+        x = self.conv_first(pixel_unshuffle(image, self.tile_multiple))
         return [x + self.conv_body(self.body(x))]
 
     def forward(self, image: Tensor, *, return_aux: bool = False) -> Tensor | RestorationOutput:

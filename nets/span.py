@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import SPAB, RepConv2d
-from ..blocks.checks import check_positive
 from ..blocks.pixel_shuffle import pixel_shuffle
 from ..blocks.span import SPAN_BRANCHES
-from .base import RestorationNet, check_image, check_scale
+from .base import RestorationNet, check_config, check_image
 from .output import RestorationOutput
 from .registry import BaseConfig, register_config
 
@@ -34,7 +33,7 @@ class SPANConfig(BaseConfig):
             expect; without, training is more stable. Images that are not RGB have the mean of the three taken off.
 
     Raises:
-        ValueError: if a number is no integer or < 1, or the scale is none of those.
+        ValueError: if a number is no integer or < 1, the scale is none of those, or ``normalize`` no bool.
 
     >>> SPANConfig(scale=2).num_feat
     48
@@ -48,9 +47,7 @@ class SPANConfig(BaseConfig):
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        counts = ("in_channels", "out_channels", "num_feat", "num_block")
-        check_positive(**{name: getattr(self, name) for name in counts})
-        check_scale(self.scale)
+        check_config(self, counts=("in_channels", "out_channels", "num_feat", "num_block"))
 
     def build(self) -> "SPAN":
         return SPAN(self)
