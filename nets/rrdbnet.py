@@ -1,6 +1,5 @@
 """RRDBNet, the generator of ESRGAN and Real-ESRGAN."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -143,12 +142,15 @@ class _NearestConvUp(nn.Conv2d):
 
 
 def _receptive_radius(config: RRDBNetConfig) -> int:
-    """Follow an output pixel back to the input: a 3x3 convolution adds 1, upsampling by s divides by s, rounded up."""
-    radius = 2  # conv_last, conv_hr
-    for factor in reversed(config.stages):
-        if config.upsampler == "pixelshuffle":
-            radius = math.ceil(radius / factor) + 1
-        else:
-            radius = math.ceil((radius + 1) / factor)
-    radius += 2 + config.num_block * RRDB.receptive_radius  # conv_body, conv_first
-    return radius * config.unshuffle + config.unshuffle - 1
+    """Follow the left edge of what becomes of an input pixel back to the input, for each that the stem folds into one.
+
+    A 3x3 convolution moves it 1 to the left; upsampling by s brings pixel i from pixel i // s.
+    """
+    reaches = []
+    for pixel in range(config.unshuffle):
+        left = config.scale * pixel - 2  # conv_last, conv_hr
+        for factor in reversed(config.stages):
+            left = left // factor - 1 if config.upsampler == "pixelshuffle" else (left - 1) // factor
+        left -= 2 + config.num_block * RRDB.receptive_radius  # conv_body, conv_first
+        reaches.append(pixel - left * config.unshuffle)
+    return max(reaches)
