@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..blocks.padding import pad_to_multiple
 from ..kernels.operand_rules import compute_dtype
-from .tile import stated
+from ..nets.base import stated
 
 
 class SelfEnsemble(nn.Module):

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from ..blocks.checks import check_choice
 from ..images import Picture, imresize
-from .tile import UNKNOWN_RADIUS, Progress, exact_overlap, restore_tiled, stated
+from ..nets.base import stated
+from .tile import UNKNOWN_RADIUS, Progress, exact_overlap, restore_tiled
 
 Alpha = Literal["bicubic", "model", "drop"]
 # Pixels of the output that a net makes at once, the square of this side, unless another tile is asked for.
@@ -47,8 +48,8 @@ def restore_picture(
     Args:
         net: the net; pixels move to the device and dtype of its parameters.
         picture: what `read_image` gives.
-        tile: largest side of a tile in input pixels; None chooses as told above.
-        overlap: input pixels that are read around a tile; None chooses as told above.
+        tile: largest side of a tile in input pixels; None chooses as described above.
+        overlap: input pixels that are read around a tile; None chooses as described above.
         batch: how many tiles of equal size run at once.
         alpha: what becomes of alpha, "bicubic", "model" or "drop".
         progress: called with the pixels done and all pixels, after each run of the net.
@@ -84,7 +85,7 @@ def restore_picture(
 def choose_tiles(
     net: nn.Module, picture: Picture, tile: int | None = None, overlap: int | None = None
 ) -> tuple[int, int]:
-    """Choose tile and overlap where they are not given, as `restore_picture` tells.
+    """Choose tile and overlap where they are not given, as `restore_picture` describes.
 
     >>> choose_tiles(nn.ReLU(), Picture(torch.zeros(1, 3, 30, 40)))
     (40, 32)

@@ -123,15 +123,6 @@ def exact_overlap(net: nn.Module) -> int | None:
     return _rounded_up(radius, getattr(net, "tile_multiple", 1))
 
 
-def stated(net: nn.Module, name: str, default: int) -> int:
-    """Look up what a net, or its config, says of itself.
-
-    >>> stated(nn.Conv2d(1, 3, 3), "in_channels", 3), stated(nn.ReLU(), "scale", 1)
-    (1, 1)
-    """
-    return getattr(net, name, getattr(getattr(net, "config", None), name, default))
-
-
 @dataclass
 class _Tiling:
     """How an image is cut; `shrink` makes it thriftier."""
@@ -174,18 +165,18 @@ class _Tiling:
         height, width = self.tile
         if attempted > 1:
             self.batch = attempted // 2
-            told = f"batches of {self.batch} tile(s)"
+            thriftier = f"batches of {self.batch} tile(s)"
         elif max(self.tile) > smallest:
             halved = (max(smallest, _rounded_up(-(-side // 2), self.multiple)) for side in self.tile)
             height, width = map(min, self.tile, halved)
             self.tile = height, width
-            told = f"tiles of {width} x {height} pixels"
+            thriftier = f"tiles of {width} x {height} pixels"
         else:
             raise RuntimeError(
                 f"out of memory even with tiles of {width} x {height} pixels and {self.overlap} around each: "
                 "give a smaller overlap, a smaller dtype or another device"
             )
-        warnings.warn(f"out of memory: going on with {told}", UserWarning, stacklevel=3)
+        warnings.warn(f"out of memory: continuing with {thriftier}", UserWarning, stacklevel=3)
 
     def _even(self, length: int, side: int) -> int:
         """Give the side of as few tiles as possible, of nearly equal sizes."""

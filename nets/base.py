@@ -1,4 +1,4 @@
-"""What every net shares: a config, and files that say what they are."""
+"""What every net shares: a config, and files that describe the net."""
 
 from collections.abc import Iterable
 from os import PathLike
@@ -15,7 +15,7 @@ SCALES = (1, 2, 3, 4, 8)
 
 
 class RestorationNet(nn.Module):
-    """Base of the reference nets: `net(image) -> image`, kept in files that say what they are.
+    """Base of the reference nets: `net(image) -> image`, saved with its config in one file.
 
     The reference nets also have `features(image) -> list` of feature maps, for heads of the user's own, and the facts
     that tiling needs: `tile_safe`, `receptive_radius` (in input pixels) and `tile_multiple`.
@@ -46,16 +46,27 @@ class RestorationNet(nn.Module):
         return write_checkpoint(path, Checkpoint(self.state_dict(), self.config.model_type, self.config.to_dict()))
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike[str], config: BaseConfig | None = None, **overrides: Any) -> Self:
+    def from_pretrained(
+        cls, path_or_name: str | PathLike[str], config: BaseConfig | None = None, **overrides: Any
+    ) -> Self:
         """Load a checkpoint of this net; `AutoModel.from_pretrained` says what is read and raised.
 
         Raises:
             ValueError: besides, if the checkpoint is one of another net.
         """
-        model = AutoModel.from_pretrained(path, config, **overrides)
+        model = AutoModel.from_pretrained(path_or_name, config, **overrides)
         if not isinstance(model, cls):
-            raise ValueError(f"{path} is a checkpoint of {type(model).__name__}, not of {cls.__name__}")
+            raise ValueError(f"{path_or_name} is a checkpoint of {type(model).__name__}, not of {cls.__name__}")
         return model
+
+
+def stated(net: object, name: str, default: int) -> int:
+    """Look up what a net, or its config, says of itself; a config may be given, too.
+
+    >>> stated(nn.Conv2d(1, 3, 3), "in_channels", 3), stated(nn.ReLU(), "scale", 1)
+    (1, 1)
+    """
+    return getattr(net, name, getattr(getattr(net, "config", None), name, default))
 
 
 def check_config(config: BaseConfig, *, counts: Iterable[str]) -> None:

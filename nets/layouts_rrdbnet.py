@@ -60,11 +60,11 @@ def _read_nearest(state: State) -> Reading:
     for scale, folded in ((2, 4), (1, 16)):
         if stages == 2 and stem == folded * out_channels:
             fields |= {"in_channels": out_channels, "scale": scale}
-            told = f"whether the stem unshuffles: its {stem} input channels are taken for {folded} x {out_channels}"
-            return Reading(state, fields, (f"{told}, which is scale {scale}",))
+            question = f"whether the stem unshuffles: its {stem} input channels are taken for {folded} x {out_channels}"
+            return Reading(state, fields, (f"{question}, which is scale {scale}",))
     fields |= {"scale": 2**stages, "unshuffle_stem": stages > 1}
-    untold = ("the scale, 2 or 3, of the one stage: 2 is assumed",) if stages == 1 else ()
-    return Reading(state, fields, untold)
+    assumptions = ("the scale, 2 or 3, of the one stage: 2 is assumed",) if stages == 1 else ()
+    return Reading(state, fields, assumptions)
 
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, int]:

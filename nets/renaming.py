@@ -19,13 +19,13 @@ class Reading(NamedTuple):
 
     Args:
         state: the tensors under our names.
-        fields: of the net's config, as far as names and shapes tell.
-        untold: what they do not tell, with the value that is assumed; a clause each.
+        fields: of the net's config, as far as names and shapes determine them.
+        assumptions: what they leave open, with the value that is assumed; a clause each.
     """
 
     state: State
     fields: dict[str, Any]
-    untold: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

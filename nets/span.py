@@ -13,7 +13,7 @@ from .base import RestorationNet, check_config, check_image
 from .output import RestorationOutput
 from .registry import BaseConfig, register_config
 
-# The mean of DIV2K's images, which the released weights expect taken off, in units of 1 / 255.
+# The mean of DIV2K's images, which the released weights expect to be subtracted, in units of 1 / 255.
 MEAN = (0.4488, 0.4371, 0.4040)
 RANGE = 255.0
 
@@ -29,8 +29,8 @@ class SPANConfig(BaseConfig):
         scale: upscaling factor: 1, 2, 3, 4 or 8.
         num_feat: feature channels.
         num_block: number of blocks.
-        normalize: whether the net first takes the mean off the image and multiplies it by 255, as released weights
-            expect; without, training is more stable. Images that are not RGB have the mean of the three taken off.
+        normalize: whether the net first subtracts the mean of the image and multiplies it by 255, as released weights
+            expect; without, training is more stable. Images that are not RGB have the mean of the three subtracted.
 
     Raises:
         ValueError: if a number is no integer or < 1, the scale is none of those, or ``normalize`` no bool.

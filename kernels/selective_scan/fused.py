@@ -63,7 +63,7 @@ def _start(rows, batch, group):
 def _way(path, batch, group, DIRECTIONS: tl.constexpr):
     """Return how a group goes along its path: first row, move, lines of how many pixels, how far apart, and image.
 
-    Bit 1 of a direction tells that it goes from the end, bit 0 that its lines are columns.
+    Bit 1 of a direction is set where it goes from the end, bit 0 where its lines are columns.
     """
     direction = tl.full([], DIRECTIONS[0], tl.int32)
     for k in tl.static_range(1, len(DIRECTIONS)):

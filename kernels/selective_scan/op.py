@@ -41,8 +41,8 @@ def selective_scan(
 
     The first ten arguments are those of mamba_ssm's `selective_scan_fn`, in order and meaning. Memory for states is
     bounded, except in the reference: of L states one in 32 is kept, and backward recomputes the rest a stretch at a
-    time. Results repeat bit for bit. A may be positive, but states can then overflow, and
-    an overflow that meets a zero is NaN. `torch.func`'s grad, jvp and their like take the reference only.
+    time. Results repeat bit for bit. A may be positive, but states can then overflow, and an overflow that meets a zero
+    is NaN. `torch.func`'s grad, jvp and their like take the reference only.
 
     State and arithmetic are float64 where `u` is, else float32; half precision is for inputs and outputs only, and
     autocast casts u, delta, B, C and z alone. The choice of backend is fixed when a call is traced or exported.

@@ -69,8 +69,8 @@ def selective_scan_2d(
         directions: one or more of "row", "column", "row_reversed" and "column_reversed", in the order of K.
         merge: whether the directions are added up.
         order: a permutation of each image's pixels, which is not checked to be one (on a GPU, numbers beyond the
-            image read and write elsewhere): step l of "row" visits pixel
-            ``order[b, l]``, counted along rows, and "row_reversed" starts at its end. There are no columns then.
+            image read and write elsewhere): step l of "row" visits pixel ``order[b, l]``, counted along rows, and
+            "row_reversed" starts at its end. There are no columns then.
         backend: "triton", "torch" or "reference"; "auto" takes Triton on CUDA tensors. Only the reference can be
             differentiated twice.
 
