@@ -219,7 +219,6 @@ class PLKBlock(nn.Module):
         )
         self.attention = ElementwiseAttention(channels) if attention else nn.Identity()
         self.refine = nn.Conv2d(channels, channels, 1)
-        self.norm_place = norm
         self.norm = _norm(norm, channels)
         self.tile_safe = norm != "group"
         self.receptive_radius = self.mixer.receptive_radius + self.large_kernel.receptive_radius + int(attention)
@@ -227,9 +226,9 @@ class PLKBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels, self)
-        y = self.mixer(self.norm(x) if self.norm_place == "layer" else x)
+        y = self.mixer(self.norm(x) if isinstance(self.norm, LayerNorm2d) else x)
         y = self.refine(self.attention(self.large_kernel(y)))
-        return x + (self.norm(y) if self.norm_place == "group" else y)
+        return x + (self.norm(y) if isinstance(self.norm, nn.GroupNorm) else y)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -253,12 +252,10 @@ def trained_branches(form: Form, kernel_size: int) -> tuple[str, ...]:
     return (whole,)
 
 
-def _norm(norm: BlockNorm, channels: int) -> nn.Module:
+def _norm(norm: BlockNorm, channels: int) -> LayerNorm2d | nn.GroupNorm | None:
     check_choice("norm", norm, get_args(BlockNorm))
     if norm == "group" and channels % NORM_GROUPS:
         raise ValueError(f"channels must be a multiple of {NORM_GROUPS} with norm 'group', got {channels}")
-    return {
-        "none": nn.Identity,
-        "layer": lambda: LayerNorm2d(channels),
-        "group": lambda: nn.GroupNorm(NORM_GROUPS, channels),
-    }[norm]()
+    if norm == "layer":
+        return LayerNorm2d(channels)
+    return nn.GroupNorm(NORM_GROUPS, channels) if norm == "group" else None

@@ -85,6 +85,7 @@ class SelectiveScan2d(nn.Module):
         if not (math.isfinite(expand) and expand * channels >= 1):
             raise ValueError(f"expand must leave at least 1 channel, got {expand} of {channels} channels")
         self.channels = channels
+        self.expand, self.d_conv = expand, d_conv
         self.d_inner = int(expand * channels)
         self.d_state = d_state
         self.dt_rank = _rank(dt_rank, channels)
@@ -142,7 +143,8 @@ class SelectiveScan2d(nn.Module):
         self.Ds.fill_(1)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, d_state={self.d_state}, dt_rank={self.dt_rank}, directions={self.directions}"
+        sizes = f"{self.channels}, d_state={self.d_state}, expand={self.expand}, dt_rank={self.dt_rank}"
+        return f"{sizes}, d_conv={self.d_conv}, directions={self.directions}"
 
 
 class SSMGlobalMixer(nn.Module):

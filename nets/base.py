@@ -41,6 +41,9 @@ class RestorationNet(nn.Module):
         super().__init__()
         self.config = config
 
+    def extra_repr(self) -> str:
+        return repr(self.config)
+
     def save_pretrained(self, path: str | PathLike[str]) -> Path:
         """Write weights and config to a .safetensors file, or into a folder; returns the path of the file."""
         return write_checkpoint(path, Checkpoint(self.state_dict(), self.config.model_type, self.config.to_dict()))

@@ -81,7 +81,7 @@ def by_hand(block: PLKBlock, x: torch.Tensor) -> torch.Tensor:
         return F.conv2d(x, weight, weights[f"{name}.bias"], padding=weight.shape[2] // 2)
 
     y = x
-    if block.norm_place == "layer":
+    if "norm.weight" in weights and block.tile_safe:
         mean, variance = y.mean(1, keepdim=True), y.var(1, unbiased=False, keepdim=True)
         y = (y - mean) / (variance + 1e-6).sqrt()
         y = y * weights["norm.weight"][:, None, None] + weights["norm.bias"][:, None, None]
@@ -95,7 +95,7 @@ def by_hand(block: PLKBlock, x: torch.Tensor) -> torch.Tensor:
     if "attention.conv.weight" in weights:
         y = y * torch.sigmoid(conv(y, "attention.conv"))
     y = conv(y, "refine")
-    if block.norm_place == "group":
+    if "norm.weight" in weights and not block.tile_safe:
         groups = y.unflatten(1, (4, -1))
         mean, variance = groups.mean((2, 3, 4), True), groups.var((2, 3, 4), unbiased=False, keepdim=True)
         y = ((groups - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)

@@ -173,6 +173,12 @@ def test_a_saved_net_comes_back_the_same(build, scale, tmp_path):
     assert torch.equal(type(net).from_pretrained(path).eval()(image), net(image))
 
 
+def test_prints_its_config(build):
+    net = build(scale=2)
+    assert "scale=2" in repr(net.config)
+    assert f"  {net.config!r}\n" in repr(net)
+
+
 def test_wrong_images_raise(build):
     net = made(build)
     with pytest.raises(
