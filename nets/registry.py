@@ -116,6 +116,15 @@ def register_presets(presets: Mapping[str, tuple[BaseConfig, Any]]) -> None:
         _PRESETS[name] = preset
 
 
+def registered_presets() -> dict[str, tuple[BaseConfig, Any]]:
+    """The presets that are known, by name, in the order in which they were registered.
+
+    >>> "rrdbnetx4-quick" in registered_presets()
+    False
+    """
+    return dict(_PRESETS)
+
+
 class AutoConfig:
     """Finds configs by name.
 

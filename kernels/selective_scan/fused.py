@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..operand_rules import compute_dtype
 from .operands import CHECKPOINT_STEPS, Operands
-from .operands_rows import Path, Rows, Scan, like, rows_of, time_first
+from .operands_rows import Path, Rows, Scan, rows_of, time_first, time_last
 
 PROGRAMS_PER_PROCESSOR = 16
 """Chunks are cut until each multiprocessor has so many programs of one warp: enough to hide the latency of loads."""
@@ -351,7 +351,7 @@ def forward(x: Operands, softplus: bool, reverse: bool, out_dtype: torch.dtype) 
     rows = y.new_empty(x.u.shape[0], x.u.shape[2], x.u.shape[1])
     launch_of(x, softplus, reverse).forward(rows_of(rows, x.groups), checkpoints, x.initial_state)
     last_state.copy_(checkpoints[:, -1])
-    return like(rows, y), last_state, checkpoints
+    return time_last(rows, y), last_state, checkpoints
 
 
 def _processors(device: torch.device) -> int:
