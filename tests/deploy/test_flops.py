@@ -15,11 +15,16 @@ MAP, TAPS = (B, C, H, W), (C, 1, 3, 5)
 ATTENTION = ([(B, 2, L, C), (B, 2, H, C), (B, 2, H, N)], {}, 2 * B * 2 * L * H * (C + N))
 
 # Shapes of a call, and its flops written out.
+# Windows of 2 x 3 that begin at 1 and 0: of 5 rows 1 + 2 + 2, of 7 columns 3 + 3 + 1.
+WINDOWS = (2, 3), (2, 3), (1, 0), (1, 1), 2, 1.0, False, False
+PAIRS = (1 + 4 + 4) * (9 + 9 + 1)
+TABLE, TOKENS, RESULTS = (15, 2), (B, 3, 2 * C), [(B, H, W, C), (0,), (B, H, W, C)]
 CLOSED_FORMS = {
     "aten::scaled_dot_product_attention": [ATTENTION],
     "aten::_scaled_dot_product_flash_attention_for_cpu": [ATTENTION],
     "aten::upsample_bilinear2d": [([MAP], {"out_shape": UP}, OUTPUTS * 4 * 2)],
     "aten::upsample_bicubic2d": [([MAP], {"out_shape": UP}, OUTPUTS * 16 * 2)],
+    "aten::grid_sampler_2d": [([MAP], {"out_shape": UP}, OUTPUTS * 4 * 2)],
     "claritycore::depthwise_conv2d": [([MAP, TAPS, (C,), None, "torch"], {}, 2 * B * C * H * W * 15)],
     "claritycore::depthwise_conv2d_backward": [
         ([MAP, TAPS, (C,), None, MAP, None, (True, True, True), "torch"], {}, 2 * 2 * B * C * H * W * 15),
@@ -31,6 +36,13 @@ CLOSED_FORMS = {
     "claritycore::selective_scan_backward": [(SCAN, {}, 22 * B * C * L * N)],
     "claritycore::selective_scan_2d": [(SCAN_2D, {}, 9 * K * B * H * W * C * N)],
     "claritycore::selective_scan_2d_backward": [(SCAN_2D, {}, 22 * K * B * H * W * C * N)],
+    "claritycore::window_attention": [
+        ([(B, H, W, 3 * C), None, TABLE, None, None, *WINDOWS, "torch"], {}, 4 * B * C * PAIRS),
+        ([(B, H, W, C), (B, H, W, 2 * C), None, None, TOKENS, *WINDOWS, "torch"], {}, 4 * B * C * (PAIRS + 3 * H * W)),
+    ],
+    "claritycore::window_attention_backward": [
+        ([(B, H, W, 3 * C), None, TABLE, None, None, *RESULTS, *WINDOWS, (True,) * 5, "torch"], {}, 10 * B * C * PAIRS),
+    ],
 }
 FORMULAS = {packet._qualified_op_name: formula for packet, formula in flop_formulas().items()}
 
