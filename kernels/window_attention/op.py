@@ -163,7 +163,8 @@ def _pair(value: Pair) -> list[int]:
 
 
 def _attend(x: Operands, layout: Layout, scale: float | None, backend: Backend) -> Tensor:
-    if x.logit_scale is not None and isinstance(x.qkv, Tensor) and x.logit_scale.ndim <= 2:
+    one_for_all = x.logit_scale is not None and (x.logit_scale.ndim == 1 or x.logit_scale.shape[:-1] == (1,))
+    if one_for_all and isinstance(x.qkv, Tensor):
         x = x._replace(logit_scale=x.logit_scale.expand(x.qkv.shape[0], -1))
     check_operands(x, layout)
     if scale is None:
