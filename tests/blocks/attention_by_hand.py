@@ -98,8 +98,7 @@ def bias_by_hand(bias: nn.Module | None, window: Pixel, keys: Pixel | None = Non
 
     def continuous(dy: int, dx: int) -> Tensor:
         hats = [
-            math.copysign(math.log2(1 + 8 * abs(o) / max(f, 1)), o) / 3
-            for o, f in zip((dy, dx), furthest, strict=True)
+            math.copysign(math.log2(1 + 8 * abs(o) / max(f, 1)), o) / 3 for o, f in zip((dy, dx), furthest, strict=True)
         ]
         first, _, last = bias.cpb_mlp
         hidden = (first.weight @ torch.tensor(hats, dtype=torch.float64) + first.bias).clamp(min=0)

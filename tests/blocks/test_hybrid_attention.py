@@ -49,7 +49,9 @@ def test_a_grid_spans_the_map_in_few_pixels(size, grid):
     for i, j in pixels_of(size):
         (gradient,) = torch.autograd.grad(y[0, :, i, j] @ normal((2,), dtype=x.dtype), x, retain_graph=True)
         seen = {tuple(pixel) for pixel in gradient[0].abs().sum(0).nonzero().tolist()}
-        assert seen == {(k, m) for k, m in pixels_of(size) if k % steps[0] == i % steps[0] and m % steps[1] == j % steps[1]}
+        assert seen == {
+            (k, m) for k, m in pixels_of(size) if k % steps[0] == i % steps[0] and m % steps[1] == j % steps[1]
+        }
         assert len(seen) <= grid[0] * grid[1]
 
 

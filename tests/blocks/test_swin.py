@@ -157,11 +157,11 @@ def test_forty_blocks_with_a_stream_beyond_float16_stay_finite():
             y = stack(x)
         assert y.dtype == torch.float32
         assert y.isfinite().all()
-        torch.testing.assert_close(y.double(), exact, rtol=0, atol=0.02 * exact.abs().max().item())
+        torch.testing.assert_close(y.double(), exact, rtol=0, atol=0.01 * exact.abs().max().item())
         half = stack.bfloat16()(x.bfloat16())
         assert half.dtype == torch.bfloat16
         assert half.isfinite().all()
-        torch.testing.assert_close(half.double(), exact, rtol=0, atol=0.2 * exact.abs().max().item())
+        torch.testing.assert_close(half.double(), exact, rtol=0, atol=0.1 * exact.abs().max().item())
         assert not stack.half()(x.half()).isfinite().all(), "a stream in float16 is none: the recipe is needed"
 
 

@@ -186,9 +186,7 @@ def overlapping_by_hand(block, x):
 )
 @pytest.mark.parametrize("zero_border", [False, True])
 def test_each_pixel_attends_to_a_larger_window(size, window, ratio, zero_border):
-    block = stirred(
-        OverlappingCrossAttention(4, 2, window_size=window, overlap_ratio=ratio, zero_border=zero_border)
-    )
+    block = stirred(OverlappingCrossAttention(4, 2, window_size=window, overlap_ratio=ratio, zero_border=zero_border))
     x = normal((2, 4, *size), dtype=torch.float64, seed=1)
     torch.testing.assert_close(block(x), overlapping_by_hand(block, x), **EXACT)
 
