@@ -39,8 +39,8 @@ def _pixels(axis: Axis, keys: bool = False) -> Tensor:
     """Return the pixels of each window along an axis, outside the map too: (windows, pixels)."""
     size, before = (axis.key_window, axis.origin + axis.margin) if keys else (axis.window, axis.origin)
     window = torch.arange(axis.windows)[:, None]
-    first = window // axis.dilation * axis.window - before
-    return (first + torch.arange(size)) * axis.dilation + window % axis.dilation
+    among, residue = _divided(window, axis.dilation)
+    return (among * axis.window - before + torch.arange(size)) * axis.dilation + residue
 
 
 def _inside(pixels: Tensor, axis: Axis) -> Tensor:
@@ -73,7 +73,11 @@ def _put_back(y: Tensor, rows: Axis, columns: Axis) -> Tensor:
 
 def _places(axis: Axis) -> Tensor:
     """Return the place of each pixel, when window follows window along an axis."""
-    pixel = torch.arange(axis.length)
-    token = pixel // axis.dilation + axis.origin
-    window = token // axis.window * axis.dilation + pixel % axis.dilation
-    return window * axis.window + token % axis.window
+    token, residue = _divided(torch.arange(axis.length), axis.dilation)
+    among, place = _divided(token + axis.origin, axis.window)
+    return (among * axis.dilation + residue) * axis.window + place
+
+
+def _divided(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Return quotient and remainder; the exporter to ONNX knows no remainder by a dynamic size."""
+    return x // n, x - x // n * n

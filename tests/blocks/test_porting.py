@@ -79,7 +79,7 @@ def test_a_tensor_without_a_place_is_refused(source, name):
 
 
 def test_an_unknown_source_is_refused():
-    with pytest.raises(ValueError, match="^source must be one of swin, swinir, .*, hat-ocab, got 'esc'$"):
+    with pytest.raises(ValueError, match=r"^source must be one of swin, swinir, .*, hat-ocab, got 'esc'$"):
         convert_block_state({}, "esc")
 
 
