@@ -16,13 +16,14 @@ from . import __version__, blocks, cli_files, cli_training
 from .blocks import reparameterize_model
 from .deploy import diagnose, summarize
 from .deploy.progress import one_line
+from .deploy.summary import REPORTED_SIZE
 from .nets import AutoConfig, AutoModel, BaseConfig, inspect_checkpoint, list_models
+from .nets.base import stated
 from .nets.registry import nearest
+from .nets.shipped import shipped_weights
 from .parsing import first_line, no_options, parse, taken
 from .training.presets import preset_names
 
-# Super-resolution nets are compared at an output of 1280 x 720 pixels.
-REPORTED_HEIGHT, REPORTED_WIDTH = 720, 1280
 BLOCK_CHANNELS, BLOCK_SIDE = 64, 64
 BLOCKS: dict[str, type[nn.Module]] = {
     name: block
@@ -38,9 +39,9 @@ def doctor(arguments: Sequence[str]) -> None:
 
 
 def list_names(arguments: Sequence[str]) -> None:
-    """List the blocks and the nets, a line each."""
+    """List the blocks, the nets and the shipped weights, a line each."""
     parse(no_options, "list", list_names, arguments)
-    width = max(map(len, [*BLOCKS, *list_models()])) + 2
+    width = max(map(len, [*BLOCKS, *list_models(), *shipped_weights()])) + 2
     print("blocks")
     for name, block in BLOCKS.items():
         print(f"  {name:<{width}}{first_line(block)}")
@@ -50,6 +51,12 @@ def list_names(arguments: Sequence[str]) -> None:
             net = AutoModel.from_config(AutoConfig.from_name(name))
         parameters = sum(parameter.numel() for parameter in net.parameters())
         print(f"  {name:<{width}}{first_line(type(net))} {parameters / 1e6:.2f} M parameters.")
+    print("weights")
+    for name in shipped_weights():
+        net = AutoModel.from_pretrained(name)
+        scale = stated(net, "scale", 1)
+        parameters = sum(parameter.numel() for parameter in net.parameters())
+        print(f"  {name:<{width}}A {type(net).__name__} for x{scale}, {parameters / 1e6:.2f} M parameters.")
 
 
 def summary(arguments: Sequence[str]) -> None:
@@ -64,15 +71,12 @@ def summary(arguments: Sequence[str]) -> None:
     default = AutoConfig.from_name(name) if name in list_models() else None
     target, deployed, *size = _parse_target(name, rest, default)
     if isinstance(target, BaseConfig):
-        channels, scale = getattr(target, "in_channels", 3), getattr(target, "scale", 1)
-        default_size = REPORTED_HEIGHT // scale, REPORTED_WIDTH // scale
+        channels, scale = stated(target, "in_channels", 3), stated(target, "scale", 1)
+        default_size = REPORTED_SIZE[0] // scale, REPORTED_SIZE[1] // scale
         with torch.device("meta"):
             target = AutoModel.from_config(target)
     else:
-        channels, default_size = (
-            getattr(target, "in_channels", getattr(target, "channels", 3)),
-            (BLOCK_SIDE, BLOCK_SIDE),
-        )
+        channels, default_size = stated(target, "in_channels", stated(target, "channels", 3)), (BLOCK_SIDE, BLOCK_SIDE)
     height, width = (given or default for given, default in zip(size, default_size, strict=True))
     if deployed:
         reparameterize_model(target.eval(), inplace=True)

@@ -78,5 +78,5 @@ def _follow(given: Any, work: Callable[..., RestoreReport], done: str) -> None:
 
 def _load(path: str | Path, scale: int | None) -> nn.Module:
     """Load a net; where its file leaves the scale open, it is the one that was asked for."""
-    left_open = scale is not None and any("scale" in clause for clause in inspect_checkpoint(path).untold)
+    left_open = scale is not None and any("scale" in clause for clause in inspect_checkpoint(path).assumptions)
     return AutoModel.from_pretrained(path, scale=scale) if left_open else AutoModel.from_pretrained(path)

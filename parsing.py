@@ -22,14 +22,16 @@ def parse(options: Callable[..., Any], verb: str, described: Any, arguments: Seq
     Raises:
         ValueError: if they cannot be read; what tyro says of it, as one line.
     """
-    told = io.StringIO()
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(message):
             return tyro.cli(options, prog=f"claritycore {verb}", description=described.__doc__, args=arguments)
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        unframed = re.sub(r"[╭╮╰╯─]|\+(?=-)|(?<=-)\+|-{3,}|^ *[│|]|[│|] *$", " ", told.getvalue(), flags=re.MULTILINE)
+        unframed = re.sub(
+            r"[╭╮╰╯─]|\+(?=-)|(?<=-)\+|-{3,}|^ *[│|]|[│|] *$", " ", message.getvalue(), flags=re.MULTILINE
+        )
         message = " ".join(unframed.split("For full helptext")[0].split())
         message = re.sub(r"^((Value|Parsing) error|(Unrecognized|Required) options(?= \w)) ?", "", message)
         message = re.sub(r"Error parsing \w+: ", "", message)

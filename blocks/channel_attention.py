@@ -1,13 +1,16 @@
 """Attention over channels: which of them matter, and which belong together, judged from the whole map."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .checks import check_feature_map, check_odd, check_positive
+from ..kernels.operand_rules import compute_dtype
+from .checks import check_choice, check_feature_map, check_odd, check_positive
 from .precision import at_least_float32
+
+AttentionForm = Literal["squeeze_excite", "efficient"]
 
 # What lengths are at least: F.normalize's.
 SHORTEST = 1e-12
@@ -54,14 +57,13 @@ class ChannelAttention(nn.Module):
         self,
         channels: int,
         *,
-        form: Literal["squeeze_excite", "efficient"] = "squeeze_excite",
+        form: AttentionForm = "squeeze_excite",
         reduction: int = 16,
         kernel_size: int | None = None,
     ) -> None:
         super().__init__()
         check_positive(channels=channels, reduction=reduction)
-        if form not in ("squeeze_excite", "efficient"):
-            raise ValueError(f'form must be "squeeze_excite" or "efficient", got {form!r}')
+        check_choice("form", form, get_args(AttentionForm))
         self.channels = channels
         self.form = form
         if form == "efficient":
@@ -165,5 +167,5 @@ def _cosines(q: Tensor, k: Tensor) -> Tensor:
 def mean_of_map(x: Tensor) -> Tensor:
     """Means (B, C, 1, 1) over all pixels, summed in float32 for half-precision maps."""
     # The gradient of a mean is a map of its own, and one of planes whatever the format of x; that of a sum is a view.
-    total = x.sum((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    total = x.sum((2, 3), keepdim=True, dtype=compute_dtype(x))
     return (total / (x.shape[2] * x.shape[3])).to(x.dtype)

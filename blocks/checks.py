@@ -19,10 +19,10 @@ def check_odd(**values: int) -> None:
             raise ValueError(f"{name} must be an odd integer of at least 1, got {value!r}")
 
 
-def check_choice(name: str, value: object, known: Iterable[str]) -> None:
-    """Raise ValueError unless the value is one of those known."""
-    if value not in (known := tuple(known)):
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+def check_choice(name: str, value: object, known: Iterable[object]) -> None:
+    """Raise ValueError unless the value is one of those known, and of its type: True and 1.0 are no 1."""
+    if value not in (known := tuple(known)) or type(value) not in map(type, known):
+        raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
 
 
 def check_feature_map(x: Tensor, channels: int | None, block: nn.Module) -> None:

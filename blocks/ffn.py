@@ -179,6 +179,9 @@ class NAFBlock(nn.Module):
         u = _product_of_halves(self.conv4(self.norm2(y)))
         return y + self.gamma.to(x.dtype) * self.conv5(u)
 
+    def extra_repr(self) -> str:
+        return f"{self.channels}"
+
 
 class _Mean(nn.Module):
     """Mean over the map, or over the window around each pixel."""
@@ -199,6 +202,9 @@ class _Mean(nn.Module):
         mean = F.avg_pool2d(mean, (self.window_size, 1), stride=1, padding=(reach, 0), count_include_pad=False)
         mean = F.avg_pool2d(mean, (1, self.window_size), stride=1, padding=(0, reach), count_include_pad=False)
         return mean.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"window_size={self.window_size}"
 
 
 def _product_of_halves(x: Tensor) -> Tensor:

@@ -1,17 +1,21 @@
 """The ways down and up between the scales of a U-Net, and what joins them: multi-scale gated paths (MSG)."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_feature_map, check_odd, check_positive
+from .checks import check_choice, check_feature_map, check_odd, check_positive
 from .ffn import ConvGate
 from .padding import pad_to_multiple, take
 from .pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from .resample import DySample
+
+DownForm = Literal["strided", "unshuffle"]
+UpForm = Literal["pixelshuffle", "dysample"]
+FusionForm = Literal["concat", "add"]
 
 
 class MSGDown(nn.Module):
@@ -53,14 +57,13 @@ class MSGDown(nn.Module):
         out_channels: int | None = None,
         *,
         scale_factor: int = 2,
-        form: Literal["strided", "unshuffle"] = "strided",
+        form: DownForm = "strided",
         gated: bool = True,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
         check_positive(in_channels=in_channels, out_channels=out_channels, scale_factor=scale_factor)
-        if form not in ("strided", "unshuffle"):
-            raise ValueError(f'form must be "strided" or "unshuffle", got {form!r}')
+        check_choice("form", form, get_args(DownForm))
         cell = scale_factor**2
         if form == "unshuffle" and out_channels % cell:
             raise ValueError(f'out_channels must be a multiple of {cell} for form "unshuffle", got {out_channels}')
@@ -123,14 +126,13 @@ class MSGUp(nn.Module):
         out_channels: int | None = None,
         *,
         scale_factor: int = 2,
-        form: Literal["pixelshuffle", "dysample"] = "pixelshuffle",
+        form: UpForm = "pixelshuffle",
         gated: bool = True,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
         check_positive(in_channels=in_channels, out_channels=out_channels, scale_factor=scale_factor)
-        if form not in ("pixelshuffle", "dysample"):
-            raise ValueError(f'form must be "pixelshuffle" or "dysample", got {form!r}')
+        check_choice("form", form, get_args(UpForm))
         cell = scale_factor**2
         if form == "pixelshuffle" and in_channels % cell:
             raise ValueError(f'in_channels must be a multiple of {cell} for form "pixelshuffle", got {in_channels}')
@@ -190,14 +192,11 @@ class SkipFusion(nn.Module):
     receptive_radius = 0
     tile_multiple = 1
 
-    def __init__(
-        self, channels: int, *, skip_channels: int | None = None, form: Literal["concat", "add"] = "concat"
-    ) -> None:
+    def __init__(self, channels: int, *, skip_channels: int | None = None, form: FusionForm = "concat") -> None:
         super().__init__()
         skip_channels = channels if skip_channels is None else skip_channels
         check_positive(channels=channels, skip_channels=skip_channels)
-        if form not in ("concat", "add"):
-            raise ValueError(f'form must be "concat" or "add", got {form!r}')
+        check_choice("form", form, get_args(FusionForm))
         if form == "add" and skip_channels != channels:
             raise ValueError(f'skip_channels must be channels = {channels} for form "add", got {skip_channels}')
         self.channels = channels

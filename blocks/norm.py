@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_feature_map, check_positive
+from .memory_format import is_channels_last
 from .precision import at_least_float32
 
 
@@ -47,10 +48,9 @@ class LayerNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels, self)
         wide = at_least_float32(x)
-        channels_last = wide.permute(0, 2, 3, 1)
-        if channels_last.is_contiguous():
+        if is_channels_last(wide):
             weight, bias = self.weight.to(wide.dtype), self.bias.to(wide.dtype)
-            y = F.layer_norm(channels_last, (self.channels,), weight, bias, self.eps)
+            y = F.layer_norm(wide.permute(0, 2, 3, 1), (self.channels,), weight, bias, self.eps)
             return y.permute(0, 3, 1, 2).to(x.dtype)
         y = _normalised_planes(wide, self.eps)
         return torch.addcmul(self.bias[:, None, None], y, self.weight[:, None, None]).to(x.dtype)
@@ -97,9 +97,9 @@ class RMSNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels, self)
         wide = at_least_float32(x)
-        channels_last = wide.permute(0, 2, 3, 1)
-        if channels_last.is_contiguous():
-            y = F.rms_norm(channels_last, (self.channels,), self.weight.to(wide.dtype), self.eps)
+        if is_channels_last(wide):
+            weight = self.weight.to(wide.dtype)
+            y = F.rms_norm(wide.permute(0, 2, 3, 1), (self.channels,), weight, self.eps)
             return y.permute(0, 3, 1, 2).to(x.dtype)
         mean_square = wide.square().mean(dim=1, keepdim=True)
         return (wide * torch.rsqrt(mean_square + self.eps) * self.weight[:, None, None]).to(x.dtype)

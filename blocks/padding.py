@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .memory_format import is_channels_last
+
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
@@ -34,9 +36,8 @@ def take(image: Tensor, dim: int, index: Tensor) -> Tensor:
     >>> take(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 3, torch.tensor([2, 0]))
     tensor([[[[3., 1.]]]])
     """
-    channels_last = image.permute(0, 2, 3, 1)
-    if channels_last.is_contiguous():
-        return channels_last.index_select(dim - 1, index).permute(0, 3, 1, 2)
+    if is_channels_last(image):
+        return image.permute(0, 2, 3, 1).index_select(dim - 1, index).permute(0, 3, 1, 2)
     return image.index_select(dim, index)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_choice, check_feature_map, check_odd, check_positive
+from .initialisation import fill
 from .norm import LayerNorm2d
 from .rep_conv import DILATED_BRANCHES, RepConv2d
 
@@ -219,7 +220,6 @@ class PLKBlock(nn.Module):
         )
         self.attention = ElementwiseAttention(channels) if attention else nn.Identity()
         self.refine = nn.Conv2d(channels, channels, 1)
-        self.norm_place = norm
         self.norm = _norm(norm, channels)
         self.tile_safe = norm != "group"
         self.receptive_radius = self.mixer.receptive_radius + self.large_kernel.receptive_radius + int(attention)
@@ -227,16 +227,16 @@ class PLKBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels, self)
-        y = self.mixer(self.norm(x) if self.norm_place == "layer" else x)
+        y = self.mixer(self.norm(x) if isinstance(self.norm, LayerNorm2d) else x)
         y = self.refine(self.attention(self.large_kernel(y)))
-        return x + (self.norm(y) if self.norm_place == "group" else y)
+        return x + (self.norm(y) if isinstance(self.norm, nn.GroupNorm) else y)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         small = [self.mixer.conv2, self.refine, *self.attention.modules(), *self.large_kernel.modules()]
         for module in small:
-            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
-                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Conv2d):
+                fill(module.weight, nn.init.trunc_normal_, std=0.02)
 
 
 def trained_branches(form: Form, kernel_size: int) -> tuple[str, ...]:
@@ -253,12 +253,10 @@ def trained_branches(form: Form, kernel_size: int) -> tuple[str, ...]:
     return (whole,)
 
 
-def _norm(norm: BlockNorm, channels: int) -> nn.Module:
+def _norm(norm: BlockNorm, channels: int) -> LayerNorm2d | nn.GroupNorm | None:
     check_choice("norm", norm, get_args(BlockNorm))
     if norm == "group" and channels % NORM_GROUPS:
         raise ValueError(f"channels must be a multiple of {NORM_GROUPS} with norm 'group', got {channels}")
-    return {
-        "none": nn.Identity,
-        "layer": lambda: LayerNorm2d(channels),
-        "group": lambda: nn.GroupNorm(NORM_GROUPS, channels),
-    }[norm]()
+    if norm == "layer":
+        return LayerNorm2d(channels)
+    return nn.GroupNorm(NORM_GROUPS, channels) if norm == "group" else None

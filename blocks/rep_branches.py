@@ -102,7 +102,6 @@ class Chain(Branch):
         # A map padded in the middle of a chain would differ at the border from one that was padded before it.
         self.pads_itself = self.size == (1, 1) or (common.zeros and len(sizes) == 1)
         self.convs = nn.ModuleList()
-        self.norms = nn.ModuleList()
         for number, size in enumerate(sizes):
             conv = SameConv2d(
                 widths[number],
@@ -115,8 +114,7 @@ class Chain(Branch):
                 bias=common.bias,
             )
             self.convs.append(conv)
-            if common.norm:
-                self.norms.append(nn.BatchNorm2d(conv.out_channels))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:]) if common.norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in self._steps():
@@ -163,7 +161,7 @@ class Chain(Branch):
 
     def _steps(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]]:
         convs = cast(list[nn.Conv2d], list(self.convs))
-        norms = cast(list[nn.BatchNorm2d | None], list(self.norms) or [None] * len(convs))
+        norms = cast(list[nn.BatchNorm2d | None], list(self.norms or [None] * len(convs)))
         return list(zip(convs, norms, strict=True))
 
     def _spatial(self) -> int:

@@ -160,7 +160,10 @@ class RepConv2d(Reparameterizable):
         return modules
 
     def extra_repr(self) -> str:
-        return "" if self.deployed else f"kernel_size={self.kernel_size}, branches={self.branch_names}"
+        if self.deployed:
+            return ""
+        channels = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        return f"{channels}, branches={self.branch_names}, norm={self.norm_place!r}"
 
     def _parts(self) -> list[Any]:
         """What is added up: the branches, or the fused convolutions."""

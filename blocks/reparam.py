@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from ..kernels.depthwise_conv2d import depthwise_conv2d_flops
+from ..kernels.flops import kernel_flops
 
 
 class Reparameterizable(nn.Module):
@@ -244,14 +244,9 @@ def _macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
     twin = copy.deepcopy(module).to("meta")
     twin._forward_hooks.clear()
-    formulas = {torch.ops.claritycore.depthwise_conv2d: _depthwise_flops}
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    with FlopCounterMode(display=False, custom_mapping=kernel_flops()) as counter:
         twin(*(x.to("meta") for x in inputs))
     return counter.get_total_flops() // 2
-
-
-def _depthwise_flops(x: tuple[int, int, int, int], weight: torch.Size, *_: Any, **__: Any) -> int:
-    return depthwise_conv2d_flops(*x, weight[2], weight[3])
 
 
 def _change(counted: FusedBlock | ReparameterizationReport) -> tuple[str, str]:

@@ -1,15 +1,19 @@
 """Changing the resolution of feature maps and images."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_feature_map, check_positive
+from .checks import check_choice, check_feature_map, check_odd, check_positive
+from .initialisation import fill
+from .memory_format import in_format_of
 from .pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from .precision import at_least_float32
 from .sampling import bilinear_samples
+
+Style = Literal["lp", "pl"]
 
 
 class PixelShuffleUp(nn.Module):
@@ -47,8 +51,7 @@ class PixelShuffleUp(nn.Module):
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
         check_positive(in_channels=in_channels, out_channels=out_channels, scale_factor=scale_factor)
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
+        check_odd(kernel_size=kernel_size)
         self.in_channels = in_channels
         self.scale_factor = scale_factor
         self.receptive_radius = kernel_size // 2
@@ -161,15 +164,14 @@ class DySample(nn.Module):
         channels: int,
         *,
         scale_factor: int = 2,
-        style: Literal["lp", "pl"] = "lp",
+        style: Style = "lp",
         groups: int = 4,
         dyscope: bool = False,
     ) -> None:
         super().__init__()
         check_positive(channels=channels, scale_factor=scale_factor, groups=groups)
         cell = scale_factor**2
-        if style not in ("lp", "pl"):
-            raise ValueError(f'style must be "lp" or "pl", got {style!r}')
+        check_choice("style", style, get_args(Style))
         if channels % groups:
             raise ValueError(f"channels must be a multiple of groups = {groups}, got {channels}")
         if style == "pl" and channels % cell:
@@ -191,9 +193,7 @@ class DySample(nn.Module):
         check_feature_map(x, self.channels, self)
         places = pixel_shuffle(self._offsets(x), self.scale_factor).unflatten(1, (2, self.groups))
         rows, columns = (_own_pixel(side, self.scale_factor, places) for side in x.shape[2:])
-        y = bilinear_samples(x, places, rows[:, None], columns).to(x.dtype)
-        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        return in_format_of(bilinear_samples(x, places, rows[:, None], columns).to(x.dtype), x)
 
     def _offsets(self, x: Tensor) -> Tensor:
         """Offsets in pixels (B, 2 g s s, H, W): those along rows of pixels, and then those along columns."""
@@ -208,8 +208,8 @@ class DySample(nn.Module):
         for name, parameter in self.named_parameters():
             if name != "offset.weight":
                 parameter.zero_()
-            elif not parameter.is_meta:  # normal_ has nothing to draw there, and would load torch's compiler: a second
-                nn.init.normal_(parameter, std=0.001)
+            else:
+                fill(parameter, nn.init.normal_, std=0.001)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, scale_factor={self.scale_factor}, style={self.style!r}, groups={self.groups}"

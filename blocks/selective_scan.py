@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..kernels.selective_scan import LARGEST_STATE
 from ..kernels.selective_scan_2d import DIRECTIONS, Direction, selective_scan_2d
 from .checks import check_feature_map, check_odd, check_positive
+from .memory_format import in_format_of
 from .norm import RMSNorm2d
 from .precision import at_least_float32
 
@@ -84,6 +85,7 @@ class SelectiveScan2d(nn.Module):
         if not (math.isfinite(expand) and expand * channels >= 1):
             raise ValueError(f"expand must leave at least 1 channel, got {expand} of {channels} channels")
         self.channels = channels
+        self.expand, self.d_conv = expand, d_conv
         self.d_inner = int(expand * channels)
         self.d_state = d_state
         self.dt_rank = _rank(dt_rank, channels)
@@ -116,7 +118,7 @@ class SelectiveScan2d(nn.Module):
         bias = at_least_float32(self.dt_projs_bias)
         y = selective_scan_2d(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True, directions=self.directions)
         y = self.out_proj(self.out_norm(y) * F.silu(z)).permute(0, 3, 1, 2).to(x.dtype)
-        return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+        return in_format_of(y, x)
 
     def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what each direction makes of u (B, H, W, D): steps (B, K, H, W, D), B and C (B, K, H, W, N).
@@ -141,7 +143,8 @@ class SelectiveScan2d(nn.Module):
         self.Ds.fill_(1)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, d_state={self.d_state}, dt_rank={self.dt_rank}, directions={self.directions}"
+        sizes = f"{self.channels}, d_state={self.d_state}, expand={self.expand}, dt_rank={self.dt_rank}"
+        return f"{sizes}, d_conv={self.d_conv}, directions={self.directions}"
 
 
 class SSMGlobalMixer(nn.Module):

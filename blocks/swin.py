@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from .channel_attention import ChannelAttention
 from .checks import check_feature_map, check_positive
+from .memory_format import in_format_of
 from .norm import LayerNorm2d
 
 
@@ -76,8 +77,7 @@ class SwinBlock(nn.Module):
         else:
             y = y + self.attn(self.norm1(y), *conditions)
             y = y + self.mlp(self.norm2(y))
-        y = y.to(x.dtype)
-        return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+        return in_format_of(y.to(x.dtype), x)
 
     def extra_repr(self) -> str:
         return f"{self.channels}{', post_norm=True' if self.post_norm else ''}"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..kernels.window_attention import overlapping_window_attention, window_attention
 from .checks import check_feature_map, check_positive
+from .memory_format import in_format_of
 from .position_bias import PositionBias, position_bias
 from .precision import at_least_float32
 
@@ -36,8 +37,7 @@ class Projections(nn.Module):
 
     def returned(self, y: Tensor, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, C, H, W), in the dtype and the memory format of `x`."""
-        y = self.proj(y).permute(0, 3, 1, 2).to(x.dtype)
-        return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+        return in_format_of(self.proj(y).permute(0, 3, 1, 2).to(x.dtype), x)
 
 
 class WindowAttention2d(Projections):

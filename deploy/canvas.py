@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..blocks.memory_format import memory_format_of
+from ..kernels.operand_rules import compute_dtype
+
 
 class Box(NamedTuple):
     """A rectangle of pixels; the bottom row and the right column are the first outside."""
@@ -47,13 +50,12 @@ class Canvas:
     def __init__(self, image: Tensor, channels: int, scale: int, feather: int) -> None:
         self.dtype, self.scale, self.feather = image.dtype, scale, feather
         height, width = scale * image.shape[-2], scale * image.shape[-1]
-        last = image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
         with torch.inference_mode(False):  # the result is a tensor like any other
             self.sum = torch.empty(
                 (len(image), channels, height, width),
-                dtype=torch.promote_types(image.dtype, torch.float32) if feather else image.dtype,
+                dtype=compute_dtype(image) if feather else image.dtype,
                 device=image.device,
-                memory_format=torch.channels_last if last else torch.contiguous_format,
+                memory_format=memory_format_of(image),
             )
             self.weight = self.sum.zero_().new_zeros(height, width) if feather else None
 

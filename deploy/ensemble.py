@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks.padding import pad_to_multiple
-from .tile import stated
+from ..kernels.operand_rules import compute_dtype
+from ..nets.base import stated
 
 
 class SelfEnsemble(nn.Module):
@@ -46,4 +47,4 @@ class SelfEnsemble(nn.Module):
     def _turned(self, image: Tensor, turns: int, mirrored: bool) -> Tensor:
         x = image.rot90(turns, (2, 3))
         y = self.net(x.flip(3)).flip(3) if mirrored else self.net(x)
-        return y.to(torch.promote_types(y.dtype, torch.float32)).rot90(-turns, (2, 3))
+        return y.to(compute_dtype(y)).rot90(-turns, (2, 3))

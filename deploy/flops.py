@@ -1,19 +1,11 @@
 """FLOPs of the operations that the usual counters leave out: one table, for torch's counter and for fvcore."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from ..kernels.depthwise_conv2d import depthwise_conv2d_flops
-from ..kernels.selective_scan import selective_scan_flops
-from ..kernels.selective_scan_2d import selective_scan_2d_flops
-from ..kernels.window_attention import window_attention_flops
-from ..kernels.window_attention.operands import Layout, Operands
-
-Shape = tuple[int, ...]
-# Flops of one call from the shapes of its tensors, as torch.utils.flop_counter calls it; a product and a sum are two.
-Formula = Callable[..., int]
+from ..kernels.flops import Formula, Shape, kernel_flops
 
 
 def attention_flops(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
@@ -35,63 +27,6 @@ def bicubic_flops(*_: Any, out_shape: Shape, **__: Any) -> int:
     return 32 * torch.Size(out_shape).numel()
 
 
-def scan_flops(u: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
-    """`claritycore::selective_scan`: 9 flops for each state and step, by the convention of VMamba."""
-    batch, channels, length = u
-    return selective_scan_flops(batch, channels, length, A[1])
-
-
-def scan_2d_flops(x: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
-    """`claritycore::selective_scan_2d`: the same for each direction."""
-    batch, height, width, channels = x
-    return selective_scan_2d_flops(batch, height, width, channels, A[2], directions=A[0])
-
-
-def scan_backward_flops(u: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
-    """Backward of `claritycore::selective_scan`: about 22 flops for each state and step."""
-    return scan_flops(u, delta, A) * 22 // 9
-
-
-def scan_2d_backward_flops(x: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
-    """Backward of `claritycore::selective_scan_2d`."""
-    return scan_2d_flops(x, delta, A) * 22 // 9
-
-
-def depthwise_flops(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    """`claritycore::depthwise_conv2d`: a product and a sum for each output element and tap."""
-    return depthwise_conv2d_flops(*x, *weight[2:])
-
-
-def depthwise_backward_flops(
-    x: Shape,
-    weight: Shape,
-    bias: Shape | None,
-    y: Shape | None,
-    grad_y: Shape,
-    activation: str | None,
-    wanted: Sequence[bool],
-    *_: Any,
-    **__: Any,
-) -> int:
-    """Backward of `claritycore::depthwise_conv2d`: as many for each gradient, and for what is recomputed."""
-    return depthwise_flops(x, weight) * (sum(wanted[:2]) + (activation is not None and y is None))
-
-
-def window_flops(*inputs: Any, **_: Any) -> int:
-    """`claritycore::window_attention`: the logits and the mean of values, for the keys that each query sees."""
-    qkv, kv, _, _, tokens, *layout = inputs
-    batch, height, width, channels = qkv
-    channels //= 3 if kv is None else 1
-    sizes = batch, height, width, channels
-    return window_attention_flops(Layout(*layout[: len(Layout._fields)]), *sizes, tokens=tokens[1] if tokens else 0)
-
-
-def window_backward_flops(*inputs: Any, **_: Any) -> int:
-    """Backward of `claritycore::window_attention`: five products of matrices in the place of two."""
-    operands, layout = inputs[: len(Operands._fields)], inputs[len(Operands._fields) + 3 :]
-    return window_flops(*operands, *layout) * 5 // 2
-
-
 def flop_formulas() -> dict[Any, Formula]:
     """The table, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`.
 
@@ -105,14 +40,7 @@ def flop_formulas() -> dict[Any, Formula]:
         aten.upsample_bilinear2d: bilinear_flops,
         aten.grid_sampler_2d: bilinear_flops,
         aten.upsample_bicubic2d: bicubic_flops,
-        torch.ops.claritycore.depthwise_conv2d: depthwise_flops,
-        torch.ops.claritycore.depthwise_conv2d_backward: depthwise_backward_flops,
-        torch.ops.claritycore.selective_scan: scan_flops,
-        torch.ops.claritycore.selective_scan_2d: scan_2d_flops,
-        torch.ops.claritycore.selective_scan_backward: scan_backward_flops,
-        torch.ops.claritycore.selective_scan_2d_backward: scan_2d_backward_flops,
-        torch.ops.claritycore.window_attention: window_flops,
-        torch.ops.claritycore.window_attention_backward: window_backward_flops,
+        **kernel_flops(),
     }
 
 
@@ -131,5 +59,4 @@ def fvcore_handles() -> dict[str, Callable[[Iterable[Any], Iterable[Any]], int]]
 
         return count
 
-    formulas: Mapping[Any, Formula] = flop_formulas()
-    return {packet._qualified_op_name: handle(formula) for packet, formula in formulas.items()}
+    return {packet._qualified_op_name: handle(formula) for packet, formula in flop_formulas().items()}

@@ -42,7 +42,7 @@ def plan_jobs(
     recursive: bool = False,
     overwrite: bool = False,
 ) -> list[Job]:
-    """Find the pictures and settle where their results go.
+    """Find the pictures and decide where their results go.
 
     A folder stands for the pictures in it, and with ``recursive`` in its folders; a pattern (``*``, ``?``, ``[...]``,
     ``**`` for any folders) for those that match. The result of a single file goes to the file ``output``, all other

@@ -1,15 +1,17 @@
 """Restoring a picture whole: colour by the net, grey and alpha with it, depth, profile and EXIF as they were."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..blocks.checks import check_choice
 from ..images import Picture, imresize
-from .tile import UNKNOWN_RADIUS, Progress, exact_overlap, restore_tiled, stated
+from ..nets.base import stated
+from .tile import UNKNOWN_RADIUS, Progress, exact_overlap, restore_tiled
 
-ALPHAS = ("bicubic", "model", "drop")
+Alpha = Literal["bicubic", "model", "drop"]
 # Pixels of the output that a net makes at once, the square of this side, unless another tile is asked for.
 OUTPUT_SIDE = 2048
 SMALLEST_DEFAULT_TILE = 64
@@ -28,7 +30,7 @@ def restore_picture(
     tile: int | None = None,
     overlap: int | None = None,
     batch: int = 1,
-    alpha: Literal["bicubic", "model", "drop"] = "bicubic",
+    alpha: Alpha = "bicubic",
     progress: Progress | None = None,
 ) -> Picture:
     """Restore a picture by a net of 3 or 1 image channels; depth, ICC profile and EXIF stay what they are.
@@ -46,8 +48,8 @@ def restore_picture(
     Args:
         net: the net; pixels move to the device and dtype of its parameters.
         picture: what `read_image` gives.
-        tile: largest side of a tile in input pixels; None chooses as told above.
-        overlap: input pixels that are read around a tile; None chooses as told above.
+        tile: largest side of a tile in input pixels; None chooses as described above.
+        overlap: input pixels that are read around a tile; None chooses as described above.
         batch: how many tiles of equal size run at once.
         alpha: what becomes of alpha, "bicubic", "model" or "drop".
         progress: called with the pixels done and all pixels, after each run of the net.
@@ -64,8 +66,7 @@ def restore_picture(
     >>> restore_picture(net, Picture(torch.rand(1, 1, 4, 6), depth=16)).pixels.shape
     torch.Size([1, 1, 8, 12])
     """
-    if alpha not in ALPHAS:
-        raise ValueError(f"alpha must be one of {', '.join(ALPHAS)}, got {alpha!r}")
+    check_choice("alpha", alpha, get_args(Alpha))
     tile, overlap = choose_tiles(net, picture, tile, overlap)
 
     def restored(image: Tensor, progress: Progress | None = None) -> Tensor:
@@ -84,7 +85,7 @@ def restore_picture(
 def choose_tiles(
     net: nn.Module, picture: Picture, tile: int | None = None, overlap: int | None = None
 ) -> tuple[int, int]:
-    """Choose tile and overlap where they are not given, as `restore_picture` tells.
+    """Choose tile and overlap where they are not given, as `restore_picture` describes.
 
     >>> choose_tiles(nn.ReLU(), Picture(torch.zeros(1, 3, 30, 40)))
     (40, 32)

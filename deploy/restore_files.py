@@ -1,4 +1,4 @@
-"""Restoring files: every one that can be, each whole or not at all, and a line for each that cannot."""
+"""Restoring files: every one that can be, written atomically, and a line for each that cannot."""
 
 import copy
 import errno
@@ -17,12 +17,13 @@ from ..blocks import reparameterize_model
 from ..images import Picture, read_image, write_image
 from ..images.encoding import FORMATS
 from ..images.writing import LARGEST_SIDE
+from ..nets.base import stated
 from .ensemble import SelfEnsemble
 from .places import Job, plan_jobs
 from .progress import one_line
 from .restore import NonFiniteOutput, choose_tiles, enlarged, image_channels, restore_picture
 from .restore_options import RestoreOptions
-from .tile import exact_overlap, is_out_of_memory, stated
+from .tile import exact_overlap, is_out_of_memory
 
 # After one of these, no further file can be written either.
 NO_MORE_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -62,7 +63,7 @@ def restore_files(
     """Restore picture files; one that fails does not stop the others.
 
     Before any work begins, all places of results are checked: nothing is overwritten unasked, and nothing that is still
-    to be read is overwritten at all. Each file appears whole or not at all. A full disk ends the run.
+    to be read is overwritten at all. Files are written atomically. A full disk ends the run.
 
     Args:
         net: the net; it is set to eval, and a copy in its deployed form does the work.
@@ -99,7 +100,7 @@ def restore_files(
         place = f"{job.source} ({number} of {len(jobs)})" if len(jobs) > 1 else str(job.source)
         try:
             with _named(job):
-                told = restorer.restore(job, lambda share, place=place: progress(f"{place} {share:.0%}"))
+                line = restorer.restore(job, lambda share, place=place: progress(f"{place} {share:.0%}"))
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             if len(jobs) == 1:
                 raise
@@ -110,7 +111,7 @@ def restore_files(
                 report.failed.update(dict.fromkeys(left, "not tried: there was no room left to write to"))
                 break
         else:
-            tell(told)
+            tell(line)
     return report
 
 
@@ -132,7 +133,7 @@ class _Restorer:
             self.net = copy.deepcopy(self.exact).to(dtype)
 
     def restore(self, job: Job, progress: Callable[[float], None]) -> str:
-        """Restore one file; return what to tell of it."""
+        """Restore one file; return the line to print."""
         options = self.options
         progress(0.0)
         picture = read_image(job.source, max_pixels=options.max_pixels)
@@ -152,7 +153,7 @@ class _Restorer:
                 progress=lambda done, total: progress(done / total),
             )
 
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 restored = run(self.net)
@@ -161,7 +162,7 @@ class _Restorer:
                     raise
                 self.note(f"{job.source}: {options.dtype} gives NaN or infinity, so it is restored in float32")
                 restored = run(self.exact)
-        for message in dict.fromkeys(str(warning.message) for warning in told if warning.category is UserWarning):
+        for message in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
             self.note(f"{job.source}: {message}")
         self._write(job.target, restored)
         if job.comparison:
@@ -243,15 +244,15 @@ def _named(job: Job) -> Iterator[None]:
 
 
 def _raise_named(job: Job, error: BaseException) -> NoReturn:
-    told, kind = str(error) or type(error).__name__, ValueError
+    message, kind = str(error) or type(error).__name__, ValueError
     if is_out_of_memory(error):
         kind = RuntimeError
-        if not told.startswith("out of memory"):
-            told = f"out of memory ({told}): give a smaller picture, or --tile with a small number"
+        if not message.startswith("out of memory"):
+            message = f"out of memory ({message}): give a smaller picture, or --tile with a small number"
     elif isinstance(error, OSError):
         kind = OSError
         if error.errno is not None:
-            told = f"{job.source} cannot be read: {error.strerror}"
-    if not any(str(path) in told for path in (job.source, *job.targets)):
-        told = f"{job.source}: {told}"
-    raise kind(told) from (error.__cause__ if isinstance(error.__cause__, OSError) else error)
+            message = f"{job.source} cannot be read: {error.strerror}"
+    if not any(str(path) in message for path in (job.source, *job.targets)):
+        message = f"{job.source}: {message}"
+    raise kind(message) from (error.__cause__ if isinstance(error.__cause__, OSError) else error)

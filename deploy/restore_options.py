@@ -1,13 +1,14 @@
 """How files are restored: the flags of `claritycore restore`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from ..blocks.checks import check_positive
+from ..blocks.checks import check_choice, check_positive
 from ..images.encoding import FORMATS
 from ..images.reading import MAX_PIXELS
+from .restore import Alpha
 
-DTYPES = ("float32", "float16", "bfloat16")
+DType = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class RestoreOptions:
     tile: int | None = None
     overlap: int | None = None
     batch: int = 1
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: DType = "float32"
     device: str = "auto"
-    alpha: Literal["bicubic", "model", "drop"] = "bicubic"
+    alpha: Alpha = "bicubic"
     suffix: str = ""
     ext: str | None = None
     depth: Literal[8, 16] | None = None
@@ -63,8 +64,8 @@ class RestoreOptions:
         check_positive(**{name: value for name, value in given.items() if value is not None})
         if self.overlap is not None and self.overlap < 0:
             raise ValueError(f"overlap must be an integer of at least 0, got {self.overlap!r}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        check_choice("dtype", self.dtype, get_args(DType))
+        check_choice("alpha", self.alpha, get_args(Alpha))
         if any(separator in self.suffix for separator in "/\\"):
             raise ValueError(f"suffix must be a part of a name, without / and \\, got {self.suffix!r}")
         if self.depth not in (None, 8, 16):

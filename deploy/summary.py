@@ -22,6 +22,9 @@ _MOVING = """
 """
 FREE = frozenset(_MOVING.split())
 
+# Super-resolution nets are compared at an output of 720 rows and 1280 columns.
+REPORTED_SIZE = (720, 1280)
+
 
 @dataclass(frozen=True)
 class Part:

@@ -4,15 +4,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..blocks.checks import check_positive
+from ..blocks.checks import check_choice, check_positive
 from .canvas import Box, Canvas
 
-BLENDS = ("auto", "crop", "linear")
+Blend = Literal["auto", "crop", "linear"]
 # Around the tiles of a net that does not say how far it sees.
 UNKNOWN_RADIUS = 32
 # Smaller tiles save nothing: by then the pixels around them are most of the work.
@@ -29,7 +29,7 @@ def restore_tiled(
     tile: int | tuple[int, int],
     *,
     overlap: int | None = None,
-    blend: Literal["auto", "crop", "linear"] = "auto",
+    blend: Blend = "auto",
     batch: int = 1,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -123,15 +123,6 @@ def exact_overlap(net: nn.Module) -> int | None:
     return _rounded_up(radius, getattr(net, "tile_multiple", 1))
 
 
-def stated(net: nn.Module, name: str, default: int) -> int:
-    """Look up what a net, or its config, says of itself.
-
-    >>> stated(nn.Conv2d(1, 3, 3), "in_channels", 3), stated(nn.ReLU(), "scale", 1)
-    (1, 1)
-    """
-    return getattr(net, name, getattr(getattr(net, "config", None), name, default))
-
-
 @dataclass
 class _Tiling:
     """How an image is cut; `shrink` makes it thriftier."""
@@ -174,18 +165,18 @@ class _Tiling:
         height, width = self.tile
         if attempted > 1:
             self.batch = attempted // 2
-            told = f"batches of {self.batch} tile(s)"
+            thriftier = f"batches of {self.batch} tile(s)"
         elif max(self.tile) > smallest:
             halved = (max(smallest, _rounded_up(-(-side // 2), self.multiple)) for side in self.tile)
             height, width = map(min, self.tile, halved)
             self.tile = height, width
-            told = f"tiles of {width} x {height} pixels"
+            thriftier = f"tiles of {width} x {height} pixels"
         else:
             raise RuntimeError(
                 f"out of memory even with tiles of {width} x {height} pixels and {self.overlap} around each: "
                 "give a smaller overlap, a smaller dtype or another device"
             )
-        warnings.warn(f"out of memory: going on with {told}", UserWarning, stacklevel=3)
+        warnings.warn(f"out of memory: continuing with {thriftier}", UserWarning, stacklevel=3)
 
     def _even(self, length: int, side: int) -> int:
         """Give the side of as few tiles as possible, of nearly equal sizes."""
@@ -208,8 +199,7 @@ def _tiling(
     check_positive(batch=batch)
     if overlap is not None and (type(overlap) is not int or overlap < 0):
         raise ValueError(f"overlap must be an integer of at least 0, got {overlap!r}")
-    if blend not in BLENDS:
-        raise ValueError(f"blend must be one of {', '.join(BLENDS)}, got {blend!r}")
+    check_choice("blend", blend, get_args(Blend))
     multiple, exact = getattr(net, "tile_multiple", 1), exact_overlap(net)
     margin = _rounded_up((UNKNOWN_RADIUS if exact is None else exact) if overlap is None else overlap, multiple)
     within = zip(sides, image.shape[-2:], strict=True)

@@ -14,6 +14,7 @@ import torch
 
 from claritycore.blocks import reparameterize_model
 from claritycore.deploy import summarize
+from claritycore.deploy.summary import REPORTED_SIZE
 from claritycore.nets import AutoConfig, AutoModel, BaseConfig, RestorationNet, list_models
 from claritycore.nets.base import SCALES
 from claritycore.training.presets import PRESETS, find_preset
@@ -21,8 +22,7 @@ from claritycore.training.settings import TrainingSettings
 
 TEMPLATE = Path(__file__).parent / "models_template.md"
 PAGE = Path(__file__).parents[1] / "MODELS.md"
-# Super-resolution nets are compared at an output of 1280 x 720 pixels.
-HEIGHT, WIDTH = 720, 1280
+HEIGHT, WIDTH = REPORTED_SIZE
 SHOWN_SCALES = tuple(scale for scale in SCALES if scale > 1)
 
 

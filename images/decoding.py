@@ -29,7 +29,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIFF_PLAIN = {"MINISBLACK": 1, "MINISWHITE": 1, "RGB": 3}
 TIFF_CONVERTED = {"MINISBLACK": 1, "MINISWHITE": 1, "PALETTE": 1, "YCBCR": 3, "SEPARATED": 4}
 
-# What tifffile logs of a damaged file is told by the error; without a handler Python would also print it.
+# What tifffile logs of a damaged file is in the error's message; without a handler Python would also print it.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
@@ -97,7 +97,7 @@ def _oriented(data: bytes) -> tuple[bytes | None, int]:
     block, exif, orientation = data.removeprefix(b"Exif\0\0"), Image.Exif(), 1
     if block[:4] not in EXIF_MARKS:
         return None, orientation
-    with _warnings_held() as told:
+    with _warnings_held() as caught:
         try:
             exif.load(block)
             orientation = exif.get(ORIENTATION, 1)
@@ -106,15 +106,15 @@ def _oriented(data: bytes) -> tuple[bytes | None, int]:
                 block = exif.tobytes().removeprefix(b"Exif\0\0")
         except Exception:  # whatever Pillow says of bytes that it cannot make sense of
             return None, orientation
-    return None if told else block, orientation
+    return None if caught else block, orientation
 
 
 @contextmanager
 def _warnings_held() -> Iterator[list[warnings.WarningMessage]]:
     """List what Pillow warns of, as it does of damaged EXIF. One thread at a time: the filters are the process's."""
-    with _holding, warnings.catch_warnings(record=True) as told:
+    with _holding, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield told
+        yield caught
 
 
 _holding = threading.Lock()

@@ -1,4 +1,4 @@
-"""Writing image files: whole or not at all, and never over another without being asked."""
+"""Writing image files: atomically, and never over another without being asked."""
 
 import difflib
 import os
@@ -29,7 +29,7 @@ def write_image(
     for it, and a grey one in WebP, which stores grey as RGB. EXIF is embedded in PNG, JPEG and WebP; TIFF and BMP are
     written without it.
 
-    The file appears whole or not at all: it is written beside its place, synchronised to disk and then moved there. An
+    The write is atomic: it goes to a temporary file beside its place, synchronised to disk and then moved there. An
     existing file stays as it is until then. With ``overwrite`` a symbolic link is followed: the file that it points to
     is replaced, and the link stays.
 

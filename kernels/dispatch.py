@@ -1,8 +1,10 @@
 """Which form of a kernel runs: Triton on CUDA tensors where it is installed, plain torch elsewhere."""
 
+import importlib
 import importlib.util
 import os
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Literal, cast, get_args
 
 import torch
@@ -18,7 +20,7 @@ class Kernel:
     """What one op family offers, and the rule by which a call picks its form.
 
     Args:
-        name: the public name of the op.
+        name: the public name of the op, and of its folder.
         backends: the forms that exist, of "triton", "torch" and "reference". Where "torch" is missing the reference
             is already fast, and takes its place.
 
@@ -31,14 +33,14 @@ class Kernel:
 
     def explain(self, device: torch.device) -> tuple[str, str]:
         """Say which form a call with backend="auto" takes on `device`, and why."""
-        wanted, obstacle = os.environ.get(VARIABLE, "auto"), self.obstacle("triton", device)
+        wanted = os.environ.get(VARIABLE, "auto")
         try:
             chosen = self.choose("auto", torch.empty(0, device=device))
         except (ValueError, NotImplementedError) as error:
             return "none", str(error)
         if wanted != "auto":
             return chosen, f"{VARIABLE} asks for {wanted}"
-        return chosen, obstacle if chosen != "triton" else "Triton can run"
+        return chosen, self.why_not("triton", device) or "Triton can run"
 
     def choose(self, backend: Backend, tensor: Tensor) -> Backend:
         """Resolve `backend` for a call whose tensors lie where `tensor` lies.
@@ -55,14 +57,18 @@ class Kernel:
             source = VARIABLE if backend == "auto" else "backend"
             raise ValueError(f"{source} must be one of {', '.join(get_args(Backend))}, got {wanted!r}")
         if wanted == "auto":
-            fast = tensor.is_cuda and not self.obstacle("triton", tensor.device)
+            fast = tensor.is_cuda and not self.why_not("triton", tensor.device)
             return "triton" if fast else self._plain()
-        obstacle = self.obstacle(wanted, tensor.device)
-        if obstacle:
-            raise NotImplementedError(f"{self.name} cannot run with backend={wanted!r}: {obstacle}")
+        if reason := self.why_not(wanted, tensor.device):
+            raise NotImplementedError(f"{self.name} cannot run with backend={wanted!r}: {reason}")
         return self._plain() if wanted == "torch" else wanted
 
-    def obstacle(self, backend: Backend, device: torch.device) -> str:
+    def form(self, backend: str) -> ModuleType:
+        """Import the form of a backend that was chosen, `fallback` or `fused`: the only path to Triton."""
+        file = {"torch": "fallback", "triton": "fused"}[backend]
+        return importlib.import_module(f".{self.name}.{file}", __package__)
+
+    def why_not(self, backend: Backend, device: torch.device) -> str:
         """Say what keeps `backend` from running on `device`; empty if nothing does."""
         if backend != "triton":
             return ""

@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of what is computed from `x`: float64 where that is float64, else float32."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def check_tensors(named: Mapping[str, Tensor | None], first: str) -> None:
     """Raise unless all are real, floating-point and on the device of the `first`."""
     for name, value in named.items():

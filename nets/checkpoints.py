@@ -1,4 +1,4 @@
-"""Files of weights that say what they are: safetensors with a description of the net in the metadata."""
+"""Files of weights that describe their net: safetensors with its config in the metadata."""
 
 import json
 import os
@@ -32,9 +32,9 @@ class Checkpoint(NamedTuple):
 
     Args:
         state: tensors by name.
-        model_type: the registered name of the net's family; None where the file does not say.
+        model_type: the registered name of the net's family; None where the file does not name it.
         config: the fields of the net's config.
-        wrapping: what was taken off around the tensors: names of mappings, then prefixes, which end in a dot.
+        wrapping: what was removed around the tensors: names of mappings, then prefixes, which end in a dot.
     """
 
     state: dict[str, Tensor]
@@ -44,7 +44,7 @@ class Checkpoint(NamedTuple):
 
 
 def write_checkpoint(path: str | PathLike[str], checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint; the file appears whole or not at all.
+    """Write a checkpoint, atomically.
 
     Args:
         path: a file ending in .safetensors, or a folder, in which the file is called model.safetensors.
@@ -69,7 +69,7 @@ def write_checkpoint(path: str | PathLike[str], checkpoint: Checkpoint) -> Path:
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that appears whole and on the disk, or not at all: what was there before stays until then.
+    """Write a file atomically: what was there before stays until the new one is complete and on the disk.
 
     Raises:
         OSError: if it cannot be written.
@@ -125,15 +125,15 @@ def check_weights(model: nn.Module, state: dict[str, Tensor], source: str | Path
     own = model.state_dict()
     complaints = {
         "missing": [key for key in own if key not in state],
-        "unknown": [key for key in state if key not in own],
+        "unexpected": [key for key in state if key not in own],
         "of another shape": [key for key in own if key in state and own[key].shape != state[key].shape],
         "of no floating-point type": [
             key for key in own if key in state and own[key].is_floating_point() and not state[key].is_floating_point()
         ],
     }
-    told = [f"{len(keys)} {what} (first {keys[0]})" for what, keys in complaints.items() if keys]
-    if told:
-        raise ValueError(f"{source} does not fit {type(model).__name__}: of its tensors {', '.join(told)}")
+    misfits = [f"{len(keys)} {what} (first {keys[0]})" for what, keys in complaints.items() if keys]
+    if misfits:
+        raise ValueError(f"{source} does not fit {type(model).__name__}: of its tensors {', '.join(misfits)}")
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -167,8 +167,8 @@ def _read_pickle(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        told = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({told[1]})" if told else ""
+        kind = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({kind[1]})" if kind else ""
         raise ValueError(
             f"{path} is refused: it holds more than tensors{what}, and reading that could run code"
         ) from error
@@ -235,7 +235,7 @@ def _is_filled(value: Any) -> bool:
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Take off what stands before every name, however often, and say what that was."""
+    """Remove the prefixes that every name has, however many, and return them too."""
     taken: list[str] = []
     while state:
         prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None)

@@ -21,25 +21,25 @@ class MatchReport:
     Args:
         loaded: tensors of the model that have new values.
         missing: tensors of the model that the checkpoint has not.
-        unfit: tensors of another shape or type than the model's.
-        unknown: tensors of the checkpoint that the model has not.
+        mismatched: tensors of another shape or type than the model's.
+        unexpected: tensors of the checkpoint that the model has not.
 
     >>> print(MatchReport(("conv.weight",), ("conv.bias",), (), ("head.weight",)))
     1 of 2 tensors loaded
       1 missing: conv.bias
-      1 unknown: head.weight
+      1 unexpected: head.weight
     """
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
-    unfit: tuple[str, ...]
-    unknown: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    unexpected: tuple[str, ...]
 
     def __str__(self) -> str:
-        wanted = len(self.loaded) + len(self.missing) + len(self.unfit)
-        rows = {"missing": self.missing, "of another shape or type": self.unfit, "unknown": self.unknown}
-        told = [f"  {len(keys)} {what}: {', '.join(keys)}" for what, keys in rows.items() if keys]
-        return "\n".join([f"{len(self.loaded)} of {wanted} tensors loaded", *told])
+        wanted = len(self.loaded) + len(self.missing) + len(self.mismatched)
+        rows = {"missing": self.missing, "of another shape or type": self.mismatched, "unexpected": self.unexpected}
+        lines = [f"  {len(keys)} {what}: {', '.join(keys)}" for what, keys in rows.items() if keys]
+        return "\n".join([f"{len(self.loaded)} of {wanted} tensors loaded", *lines])
 
 
 def load_matching(model: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> MatchReport:
@@ -78,8 +78,8 @@ def load_matching(model: nn.Module, source: str | PathLike[str] | Mapping[str, A
     return MatchReport(
         tuple(loaded),
         missing=tuple(key for key in own if key not in state),
-        unfit=tuple(key for key in shared if key not in set(loaded)),
-        unknown=tuple(key for key in state if key not in own),
+        mismatched=tuple(key for key in shared if key not in set(loaded)),
+        unexpected=tuple(key for key in state if key not in own),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a file of weights is, told without making its net; and weights under the names that other programs know."""
+"""Inspecting files of weights without making their nets; and weights under the names that other programs use."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a file of weights holds; `str()` tells it in a few lines.
+    """What a file of weights holds; `str()` gives it in a few lines.
 
     Args:
         path: the file.
         wrapping: what lay around the tensors: names of mappings, then prefixes of names, which end in a dot.
-        layout: the name of the public layout; None for a file that says itself what it is, and for an unknown one.
+        layout: the name of the public layout; None for a file of this package, and for an unknown one.
         title: the same in words.
-        config: the net's config; None where it cannot be told.
-        untold: what the file does not tell, with the value that is assumed; a clause each.
+        config: the net's config; None where it cannot be determined.
+        assumptions: what the file leaves open, with the value that is assumed; a clause each.
         refusal: why the file does not load by itself; None where it does.
         parameters: how many numbers the tensors hold that the net takes.
         dtypes: how many of these tensors there are of each type.
@@ -44,7 +44,7 @@ class CheckpointInfo:
     layout: str | None
     title: str
     config: BaseConfig | None
-    untold: tuple[str, ...]
+    assumptions: tuple[str, ...]
     refusal: str | None
     parameters: int
     dtypes: Mapping[str, int]
@@ -58,7 +58,7 @@ class CheckpointInfo:
             rows += [("net", self.config.model_type), ("config", fields)]
         types = f", {', '.join(self.dtypes)}" if self.dtypes else ""
         rows += [("weights", f"{self.parameters:,} in {sum(self.dtypes.values())} tensors{types}")]
-        rows += [("not told", clause) for clause in self.untold]
+        rows += [("assumed", clause) for clause in self.assumptions]
         rows += [("refused", self.refusal)] if self.refusal else []
         return "\n".join([str(self.path), *(f"  {name:<12}{text}" for name, text in rows)])
 
@@ -81,13 +81,13 @@ def inspect_checkpoint(path: str | PathLike[str]) -> CheckpointInfo:
     True
     """
     checkpoint = read_checkpoint(path)
-    state, untold, config, refusal = checkpoint.state, (), None, None
+    state, assumptions, config, refusal = checkpoint.state, (), None, None
     layout, title = None, f"of no known layout{nearest_layout(state)}"
     if checkpoint.model_type is not None:
-        title = "of this package, says itself what it is" + (", deployed" if is_deployed(state) else "")
+        title = "of this package" + (", deployed" if is_deployed(state) else "")
     elif found := recognize(state):
         layout, title = found.layout.name, found.layout.title
-        untold = found.reading.untold if found.reading else ()
+        assumptions = found.reading.assumptions if found.reading else ()
     try:
         config, state = describe(checkpoint, path, None, {})
         draft(config, state, path)
@@ -95,12 +95,12 @@ def inspect_checkpoint(path: str | PathLike[str]) -> CheckpointInfo:
         refusal = str(error)
     numbers = sum(value.numel() for value in state.values())
     dtypes = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
-    details = layout, title, config, untold, refusal, numbers, dict(dtypes.most_common())
+    details = layout, title, config, assumptions, refusal, numbers, dict(dtypes.most_common())
     return CheckpointInfo(Path(path), checkpoint.wrapping, *details)
 
 
 def convert_state(net: "RestorationNet", layout: str) -> dict[str, Tensor]:
-    """Give a net's weights the names that another program knows them by: the way back from a public layout.
+    """Give a net's weights the names that another program uses: the way back from a public layout.
 
     Args:
         net: a net of the layout's family.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..blocks.plk import NORM_GROUPS, Form, trained_branches
-from .renaming import Layout, Reading, State, count, inverse, rename, shuffled_channels
+from .renaming import Layout, Reading, State, count, inverse, own_names, rename, shuffled_channels
 
 if TYPE_CHECKING:
     from .base import RestorationNet
@@ -41,10 +41,10 @@ def _reader(activation: str) -> Callable[[State], Reading]:
         last = blocks + 1 if f"feats.{blocks + 1}.weight" in state else blocks + 2
         norms = {"layer": "feats.1.layer_norm.weight", "group": "feats.1.norm.weight"}
         norm = next((kind for kind, key in norms.items() if key in state), "none")
-        kernels, fields, untold = _their_large_kernel(state)
-        untold = (NO_GROUPS, *untold) if norm == "group" else untold
+        kernels, fields, assumptions = _their_large_kernel(state)
+        assumptions = (NO_GROUPS, *assumptions) if norm == "group" else assumptions
         renamed = rename(state, inverse(_names(blocks, last, activation, norm, kernels)))
-        return Reading(renamed, {**_sizes(renamed), **fields, "norm": norm, "activation": activation}, untold)
+        return Reading(renamed, {**_sizes(renamed), **fields, "norm": norm, "activation": activation}, assumptions)
 
     return read
 
@@ -53,8 +53,8 @@ def _their_large_kernel(state: State) -> tuple[dict[str, str], dict[str, Any], t
     """The convolutions of a large kernel by our names and theirs, what they say, and what they do not."""
     if f"{THEIRS}.conv.weight" in state:
         size = state[f"{THEIRS}.conv.weight"].shape[2]
-        untold = (NO_IDENTITY,) if "feats.1.channe_mixer.0.weight" in state else ()
-        return {"branches.0.convs.0": "conv"}, {"form": "dense", "kernel_size": size}, untold
+        assumptions = (NO_IDENTITY,) if "feats.1.channe_mixer.0.weight" in state else ()
+        return {"branches.0.convs.0": "conv"}, {"form": "dense", "kernel_size": size}, assumptions
     if f"{THEIRS}.mn_conv.weight" in state:
         rows, columns = state[f"{THEIRS}.mn_conv.weight"].shape[2:]
         branches = tuple(dict.fromkeys((f"{rows}x{columns}", f"{columns}x{rows}", f"{columns}x{columns}")))
@@ -112,23 +112,22 @@ def _split_ratio(features: int, convolved: int) -> float:
 
 def _read_own(state: State) -> Reading:
     conv, point = f"{OURS}.conv", f"{OURS}.point.weight" in state
-    untold = ["the activation: gelu is assumed"]
+    assumptions = ["the activation: gelu is assumed"]
     fields = {"norm": "none", "activation": "gelu"}
     if "body.0.norm.weight" in state:
         fields = {"norm": "group", "activation": "mish"}
-        untold = ["the activation: mish is assumed", "whether the norm is of groups or of layers: group is assumed"]
+        assumptions = [
+            "the activation: mish is assumed",
+            "whether the norm is of groups or of layers: group is assumed",
+        ]
     deployed = f"{conv}.fused.weight" in state
     kernel = state[f"{conv}.fused.weight" if deployed else f"{conv}.branches.0.convs.0.weight"]
     number = 1 if deployed else count(state, conv + ".branches.{}.convs.0.weight")
     strips = kernel.shape[2] != kernel.shape[3]
     form = "depthwise" if point else "rectangular" if strips else "dilated" if number > 1 else "dense"
     if form in ("dilated", "depthwise") and not deployed:
-        untold += [f"the dilations of the large kernel's branches: those of the form {form!r} are assumed"]
-    return Reading(state, {**_sizes(state), **fields, "form": form, "kernel_size": kernel.shape[2]}, tuple(untold))
-
-
-def _write_own(net: "RestorationNet") -> State:
-    return dict(net.state_dict())
+        assumptions += [f"the dilations of the large kernel's branches: those of the form {form!r} are assumed"]
+    return Reading(state, {**_sizes(state), **fields, "form": form, "kernel_size": kernel.shape[2]}, tuple(assumptions))
 
 
 def _writer(activation: str) -> Callable[["RestorationNet"], State]:
@@ -178,7 +177,7 @@ PLKSR_LAYOUTS = (
         required=("conv_first.weight", "body.0.mixer.conv1.weight", "body.0.refine.weight", "conv_last.weight"),
         excluded=(),
         read=_read_own,
-        write=_write_own,
+        write=own_names,
     ),
     Layout(
         name="plksr-original",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .renaming import Layout, Reading, State, count, inverse, rename
+from .renaming import Layout, Reading, State, count, inverse, own_names, rename
 
 if TYPE_CHECKING:
     from .base import RestorationNet
@@ -60,11 +60,11 @@ def _read_nearest(state: State) -> Reading:
     for scale, folded in ((2, 4), (1, 16)):
         if stages == 2 and stem == folded * out_channels:
             fields |= {"in_channels": out_channels, "scale": scale}
-            told = f"whether the stem unshuffles: its {stem} input channels are taken for {folded} x {out_channels}"
-            return Reading(state, fields, (f"{told}, which is scale {scale}",))
+            question = f"whether the stem unshuffles: its {stem} input channels are taken for {folded} x {out_channels}"
+            return Reading(state, fields, (f"{question}, which is scale {scale}",))
     fields |= {"scale": 2**stages, "unshuffle_stem": stages > 1}
-    untold = ("the scale, 2 or 3, of the one stage: 2 is assumed",) if stages == 1 else ()
-    return Reading(state, fields, untold)
+    assumptions = ("the scale, 2 or 3, of the one stage: 2 is assumed",) if stages == 1 else ()
+    return Reading(state, fields, assumptions)
 
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
@@ -106,14 +106,10 @@ def _writer(names: Names) -> Callable[["RestorationNet"], State]:
     return write
 
 
-def _write_own(net: "RestorationNet") -> State:
-    return dict(net.state_dict())
-
-
 OURS = ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_body.weight", "conv_last.weight")
 PIXEL_SHUFFLE = "conv_up1.conv.weight"
 RRDBNET_LAYOUTS = (
-    Layout("rrdbnet", "RRDBNet with pixel shuffles", "rrdbnet", (*OURS, PIXEL_SHUFFLE), (), _read_own, _write_own),
+    Layout("rrdbnet", "RRDBNet with pixel shuffles", "rrdbnet", (*OURS, PIXEL_SHUFFLE), (), _read_own, own_names),
     Layout(
         name="rrdbnet-basicsr",
         title="RRDBNet of BasicSR and Real-ESRGAN",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..blocks import reparameterize_model
-from .renaming import Layout, Reading, State, count, inverse, rename, shuffled_channels
+from .renaming import Layout, Reading, State, count, inverse, own_names, rename, shuffled_channels
 
 if TYPE_CHECKING:
     from .base import RestorationNet
@@ -17,7 +17,7 @@ NO_NORM = "no_norm"  # neosr's mark of a net that takes the image as it is
 CONVOLUTIONS = {"branches.0.convs.0": "conv.0", "branches.0.convs.1": "conv.1", "branches.0.convs.2": "conv.2"}
 TRAINED = {**CONVOLUTIONS, "branches.1.convs.0": "sk"}
 DEPLOYED = {"fused": "eval_conv"}
-NO_MEAN = "what is taken off the image: the mean of DIV2K, and a range of 255, are assumed"
+NO_MEAN = "what is subtracted from the image: the mean of DIV2K, and a range of 255, are assumed"
 
 
 def _names(blocks: int, parts: Mapping[str, str]) -> dict[str, str]:
@@ -52,7 +52,7 @@ def _read_own(state: State) -> Reading:
     return _reading(state, True, ("whether the image is normalized: it is assumed",))
 
 
-def _reading(state: State, normalize: bool, untold: tuple[str, ...]) -> Reading:
+def _reading(state: State, normalize: bool, assumptions: tuple[str, ...]) -> Reading:
     part = "fused" if "conv_first.fused.weight" in state else "branches.1.convs.0"
     first = state[f"conv_first.{part}.weight"]
     out_channels, scale = shuffled_channels(state["conv_last.weight"].shape[0], first.shape[1])
@@ -64,11 +64,7 @@ def _reading(state: State, normalize: bool, untold: tuple[str, ...]) -> Reading:
         "num_block": count(state, "body.{}.conv1." + f"{part}.weight"),
         "normalize": normalize,
     }
-    return Reading(state, fields, untold)
-
-
-def _write_own(net: "RestorationNet") -> State:
-    return dict(net.state_dict())
+    return Reading(state, fields, assumptions)
 
 
 def _write_trained(net: "RestorationNet") -> State:
@@ -102,7 +98,7 @@ SPAN_LAYOUTS = (
         required=("conv_first.branches.0.convs.1.weight", "conv_cat.weight", "conv_last.weight"),
         excluded=(),
         read=_read_own,
-        write=_write_own,
+        write=own_names,
     ),
     Layout(
         name="span-deployed",
@@ -111,7 +107,7 @@ SPAN_LAYOUTS = (
         required=("conv_first.fused.weight", "conv_cat.weight", "conv_last.weight"),
         excluded=(),
         read=_read_own,
-        write=_write_own,
+        write=own_names,
     ),
     Layout(
         name="span-basicsr",

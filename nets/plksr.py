@@ -1,15 +1,16 @@
 """PLKSR and RealPLKSR: super-resolution by partial large kernels."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from ..blocks import DySample, PLKBlock
-from ..blocks.checks import check_choice, check_odd, check_positive
+from ..blocks.initialisation import fill
 from ..blocks.pixel_shuffle import pixel_shuffle
-from ..blocks.plk import Activation, BlockNorm, Form
-from .base import RestorationNet, check_image, check_scale
+from ..blocks.plk import NORM_GROUPS, Activation, BlockNorm, Form
+from .base import RestorationNet, check_config, check_image
 from .output import RestorationOutput
 from .registry import BaseConfig, register_config
 
@@ -43,7 +44,7 @@ class PLKSRConfig(BaseConfig):
         upsampler: "pixelshuffle" or "dysample".
 
     Raises:
-        ValueError: if a number is no integer or < 1, or a choice is none of those.
+        ValueError: if a number is no integer or < 1, a choice is none of those, or no block can have the sizes.
 
     >>> PLKSRConfig(scale=2).num_block
     28
@@ -65,12 +66,11 @@ class PLKSRConfig(BaseConfig):
     upsampler: Upsampler = "pixelshuffle"
 
     def __post_init__(self) -> None:
-        counts = ("in_channels", "out_channels", "num_feat", "num_block")
-        check_positive(**{name: getattr(self, name) for name in counts})
-        check_odd(kernel_size=self.kernel_size)
-        check_scale(self.scale)
-        for name, kind in {"form": Form, "norm": BlockNorm, "activation": Activation, "upsampler": Upsampler}.items():
-            check_choice(name, getattr(self, name), get_args(kind))
+        check_config(self, counts=("in_channels", "out_channels", "num_feat", "num_block"))
+        if self.norm == "group" and self.num_feat % NORM_GROUPS:
+            raise ValueError(f"num_feat must be a multiple of {NORM_GROUPS} with norm 'group', got {self.num_feat}")
+        with torch.device("meta"):
+            _block(self)  # raises for a kernel_size, split_ratio or branches that no block can have
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
 
@@ -122,8 +122,7 @@ class PLKSR(RestorationNet):
         self.tile_safe = all(block.tile_safe for block in blocks) and not self.samples
         self.receptive_radius = 2 + sum(block.receptive_radius for block in blocks) + int(self.samples)
         for conv in (self.conv_first, self.conv_last):
-            if not conv.weight.is_meta:
-                nn.init.trunc_normal_(conv.weight, std=0.02)
+            fill(conv.weight, nn.init.trunc_normal_, std=0.02)
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The feature map (B, num_feat, H, W) before upsampling."""

@@ -116,6 +116,15 @@ def register_presets(presets: Mapping[str, tuple[BaseConfig, Any]]) -> None:
         _PRESETS[name] = preset
 
 
+def registered_presets() -> dict[str, tuple[BaseConfig, Any]]:
+    """The presets that are known, by name, in the order in which they were registered.
+
+    >>> "rrdbnetx4-quick" in registered_presets()
+    False
+    """
+    return dict(_PRESETS)
+
+
 class AutoConfig:
     """Finds configs by name.
 
@@ -166,17 +175,18 @@ class AutoModel:
 
     @staticmethod
     def from_pretrained(
-        path: str | PathLike[str], config: BaseConfig | None = None, **overrides: Any
+        path_or_name: str | PathLike[str], config: BaseConfig | None = None, **overrides: Any
     ) -> "RestorationNet":
         """Make the net that a checkpoint describes and load its weights, strictly.
 
-        A file of our own says what it is; one of a public layout of `RRDBNet`, `PLKSR` or `SPAN` is recognised by the
-        names and shapes of its tensors. `inspect_checkpoint` tells what was recognised, and what a file cannot tell.
+        A file of this package names its net; one of a public layout of `RRDBNet`, `PLKSR` or `SPAN` is recognised by
+        the names and shapes of its tensors. `inspect_checkpoint` reports what was recognised, and what was assumed.
 
         Args:
-            path: a safetensors file, a folder with a model.safetensors, or a .pth, .pt or .ckpt file of tensors.
+            path_or_name: a safetensors file, a folder with a model.safetensors, a .pth, .pt or .ckpt file of tensors,
+                or the name of shipped weights, "claritycore-x4" for one (`claritycore list` lists them).
             config: the net's config, needed where the file is of no known layout.
-            overrides: fields of the config that the file does not tell, or tells otherwise.
+            overrides: fields of the config that the file leaves open, or gives otherwise.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -184,6 +194,8 @@ class AutoModel:
                 `config` is not given, is one of another net than `config`, or does not fit the net; if both
                 `config` and `overrides` are given.
 
+        >>> AutoModel.from_pretrained("claritycore-x4").config.scale
+        4
         >>> import tempfile
         >>> net = AutoModel.from_config(AutoConfig.from_name("rrdbnet-lite", num_block=1))
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -191,9 +203,9 @@ class AutoModel:
         ...     AutoModel.from_pretrained(path).config == net.config
         True
         """
-        checkpoint = read_checkpoint(path)
-        config, state = describe(checkpoint, path, config, overrides)
-        draft(config, state, path)
+        checkpoint = read_checkpoint(path_or_name)
+        config, state = describe(checkpoint, path_or_name, config, overrides)
+        draft(config, state, path_or_name)
         model = _in_form_of(state, config.build())
         model.load_state_dict(state)
         return model
@@ -211,7 +223,7 @@ def describe(
         overrides: fields of the config that the caller sets.
 
     Raises:
-        ValueError: as `AutoModel.from_pretrained` tells.
+        ValueError: as `AutoModel.from_pretrained`.
     """
     if config is not None and overrides:
         raise ValueError(f"give either config or its fields ({', '.join(overrides)}), not both")

@@ -19,13 +19,13 @@ class Reading(NamedTuple):
 
     Args:
         state: the tensors under our names.
-        fields: of the net's config, as far as names and shapes tell.
-        untold: what they do not tell, with the value that is assumed; a clause each.
+        fields: of the net's config, as far as names and shapes determine them.
+        assumptions: what they leave open, with the value that is assumed; a clause each.
     """
 
     state: State
     fields: dict[str, Any]
-    untold: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Layout:
         """Whether a state is of this layout, by its names alone."""
         kernels = all(key in state and state[key].ndim == 4 for key in self.required)
         return kernels and not any(key in state for key in self.excluded)
+
+
+def own_names(net: "RestorationNet") -> State:
+    """Write a net's tensors under our names: what a layout of our own gives."""
+    return dict(net.state_dict())
 
 
 def rename(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> State:

@@ -1,6 +1,5 @@
 """RRDBNet, the generator of ESRGAN and Real-ESRGAN."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,13 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..blocks import RRDB, PixelShuffleUp
-from ..blocks.checks import check_positive
 from ..blocks.padding import pad_to_multiple
-from .base import RestorationNet, check_image, check_scale
+from ..blocks.pixel_shuffle import pixel_unshuffle
+from .base import RestorationNet, check_config, check_image
 from .output import RestorationOutput
 from .registry import BaseConfig, register_config
 
-UPSAMPLERS = ("pixelshuffle", "nearest+conv")
 SIZES = {"rrdbnet-lite": {"num_feat": 32, "num_block": 6, "num_grow_ch": 16}}
 STAGES = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 NEGATIVE_SLOPE = 0.2
@@ -54,13 +52,7 @@ class RRDBNetConfig(BaseConfig):
     unshuffle_stem: bool = True
 
     def __post_init__(self) -> None:
-        counts = ("in_channels", "out_channels", "num_feat", "num_block", "num_grow_ch")
-        check_positive(**{name: getattr(self, name) for name in counts})
-        check_scale(self.scale)
-        if self.upsampler not in UPSAMPLERS:
-            raise ValueError(f"upsampler must be one of {', '.join(UPSAMPLERS)}, got {self.upsampler!r}")
-        if not isinstance(self.unshuffle_stem, bool):
-            raise ValueError(f"unshuffle_stem must be True or False, got {self.unshuffle_stem!r}")
+        check_config(self, counts=("in_channels", "out_channels", "num_feat", "num_block", "num_grow_ch"))
 
     @property
     def unshuffle(self) -> int:
@@ -125,7 +117,7 @@ class RRDBNet(RestorationNet):
         """The feature map (B, num_feat, H, W) before upsampling; H and W are divided by the stem's unshuffling."""
         check_image(image, self.in_channels, self)
         image = pad_to_multiple(image, self.tile_multiple)
-        x = self.conv_first(F.pixel_unshuffle(image, self.tile_multiple))
+        x = self.conv_first(pixel_unshuffle(image, self.tile_multiple))
         return [x + self.conv_body(self.body(x))]
 
     def forward(self, image: Tensor, *, return_aux: bool = False) -> Tensor | RestorationOutput:
@@ -150,12 +142,15 @@ class _NearestConvUp(nn.Conv2d):
 
 
 def _receptive_radius(config: RRDBNetConfig) -> int:
-    """Follow an output pixel back to the input: a 3x3 convolution adds 1, upsampling by s divides by s, rounded up."""
-    radius = 2  # conv_last, conv_hr
-    for factor in reversed(config.stages):
-        if config.upsampler == "pixelshuffle":
-            radius = math.ceil(radius / factor) + 1
-        else:
-            radius = math.ceil((radius + 1) / factor)
-    radius += 2 + config.num_block * RRDB.receptive_radius  # conv_body, conv_first
-    return radius * config.unshuffle + config.unshuffle - 1
+    """Follow the left edge of what becomes of an input pixel back to the input, for each that the stem folds into one.
+
+    A 3x3 convolution moves it 1 to the left; upsampling by s brings pixel i from pixel i // s.
+    """
+    reaches = []
+    for pixel in range(config.unshuffle):
+        left = config.scale * pixel - 2  # conv_last, conv_hr
+        for factor in reversed(config.stages):
+            left = left // factor - 1 if config.upsampler == "pixelshuffle" else (left - 1) // factor
+        left -= 2 + config.num_block * RRDB.receptive_radius  # conv_body, conv_first
+        reaches.append(pixel - left * config.unshuffle)
+    return max(reaches)

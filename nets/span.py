@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import SPAB, RepConv2d
-from ..blocks.checks import check_positive
 from ..blocks.pixel_shuffle import pixel_shuffle
 from ..blocks.span import SPAN_BRANCHES
-from .base import RestorationNet, check_image, check_scale
+from .base import RestorationNet, check_config, check_image
 from .output import RestorationOutput
 from .registry import BaseConfig, register_config
 
-# The mean of DIV2K's images, which the released weights expect taken off, in units of 1 / 255.
+# The mean of DIV2K's images, which the released weights expect to be subtracted, in units of 1 / 255.
 MEAN = (0.4488, 0.4371, 0.4040)
 RANGE = 255.0
 
@@ -30,11 +29,11 @@ class SPANConfig(BaseConfig):
         scale: upscaling factor: 1, 2, 3, 4 or 8.
         num_feat: feature channels.
         num_block: number of blocks.
-        normalize: whether the net first takes the mean off the image and multiplies it by 255, as released weights
-            expect; without, training is more stable. Images that are not RGB have the mean of the three taken off.
+        normalize: whether the net first subtracts the mean of the image and multiplies it by 255, as released weights
+            expect; without, training is more stable. Images that are not RGB have the mean of the three subtracted.
 
     Raises:
-        ValueError: if a number is no integer or < 1, or the scale is none of those.
+        ValueError: if a number is no integer or < 1, the scale is none of those, or ``normalize`` no bool.
 
     >>> SPANConfig(scale=2).num_feat
     48
@@ -48,9 +47,7 @@ class SPANConfig(BaseConfig):
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        counts = ("in_channels", "out_channels", "num_feat", "num_block")
-        check_positive(**{name: getattr(self, name) for name in counts})
-        check_scale(self.scale)
+        check_config(self, counts=("in_channels", "out_channels", "num_feat", "num_block"))
 
     def build(self) -> "SPAN":
         return SPAN(self)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+import claritycore.training.presets  # noqa: F401 - registers ours, before the first test
 from claritycore.nets import registry
 
 # Without a CUDA device Triton kernels are interpreted; triton reads this when a kernel is defined.

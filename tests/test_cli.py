@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 
@@ -34,6 +35,7 @@ def test_list(capsys):
     printed = capsys.readouterr().out
     assert all(f"  {name} " in printed for name in [*BLOCKS, "rrdbnet", "rrdbnet-lite", "plksr", "span"])
     assert "16.92 M parameters" in printed
+    assert re.search(r"^weights\n  claritycore-x4 +A \w+ for x4, 0\.33 M parameters\.$", printed, re.MULTILINE)
 
 
 def test_doctor(capsys):
@@ -104,7 +106,7 @@ def test_info_says_what_a_file_is(tmp_path, capsys):
     assert "scale=4, num_feat=4" in printed[3]
     assert printed[4] == "  weights     3,659 in 42 tensors, float32"
     main(["info", str(net.save_pretrained(tmp_path))])
-    assert "  layout      of this package, says itself what it is" in capsys.readouterr().out
+    assert "  layout      of this package\n" in capsys.readouterr().out
     torch.save({"somewhere.weight": torch.zeros(3)}, tmp_path / "net.pth")
     assert main(["info", str(tmp_path / "net.pth")]) == 0
     printed = capsys.readouterr().out

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..nets import AutoConfig, BaseConfig, register_presets, registry
-from ..nets.registry import nearest
+from ..nets import AutoConfig, BaseConfig, register_presets
+from ..nets.registry import nearest, registered_presets
 from .settings import INPUT_PATCH, TrainingSettings
 
 # PLKSR's authors train for 450,000 steps and halve the learning rate after these.
@@ -39,7 +39,7 @@ def find_preset(name: str) -> Preset:
     >>> preset.config.num_feat, preset.settings.steps
     (32, 200000)
     """
-    known = _known()
+    known = registered_presets()
     if name not in known:
         raise ValueError(f"there is no preset {name!r}{nearest(name, known)}")
     config, settings = known[name]
@@ -56,11 +56,7 @@ def preset_names() -> list[str]:
     >>> preset_names()[:2]
     ['rrdbnetx2', 'rrdbnetx3']
     """
-    return list(_known())
-
-
-def _known() -> dict[str, tuple[BaseConfig, object]]:
-    return {**PRESETS, **registry._PRESETS}
+    return list(registered_presets())
 
 
 def _rrdbnet(scale: int) -> Preset:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ..blocks.checks import check_positive
 from ..deploy.restore import NonFiniteOutput, enlarged, restore_picture
-from ..deploy.tile import stated
 from ..images import Picture, psnr, rgb_to_y, ssim
 from ..images.metrics import SSIM_WINDOW
 from ..images.reading import image_size
+from ..nets.base import stated
 from .data import ImageFolder, check_pairs, mixed
 from .degradations import Recipe, degrade, find_recipe
 from .evaluation import Evaluation, Row, Seen, add_seen

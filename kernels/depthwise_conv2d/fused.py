@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import processors
+from ..operand_rules import compute_dtype
 from .operands import Operands, slope
 
 PROGRAMS_PER_PROCESSOR = 4
@@ -190,7 +191,7 @@ def convolve(
 ) -> Tensor:  # fmt: skip
     """Write the convolution of `x` to `out`, activated; or given `grad`, the gradient of what was activated."""
     layout = layout_of(x, weight)
-    taps = layout.taps(weight, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    taps = layout.taps(weight, compute_dtype(x))
     length, width = layout.sizes(x)
     with torch.cuda.device_of(x):
         _convolve_kernel[(len(x) * _tiles(layout, x),)](

@@ -1,7 +1,6 @@
 """The depthwise convolution as one operator: its contract, its checks, and what torch needs to know of it."""
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from ..dispatch import Backend, Kernel
 from ..operand_rules import fold, refuse_second_derivative, register_autocast, under_autocast, unfold
-from . import fallback
 from .operands import SIGN_SUFFICES, Activation, Operands, check_operands
 from .reference import depthwise_conv2d_reference
 
@@ -100,19 +98,11 @@ def depthwise_conv2d_bytes(
     return itemsize * channels * (maps * batch * height * width + weights * kernel_height * kernel_width)
 
 
-def _form(name: str) -> ModuleType:
-    if name == "torch":
-        return fallback
-    from . import fused  # the only path to Triton
-
-    return fused
-
-
 @torch.library.custom_op("claritycore::depthwise_conv2d", mutates_args=())
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, form: str) -> Tensor:
     if x.numel() == 0:
         return torch.empty_like(x)
-    return _form(form).forward(Operands(x, weight, bias), activation)
+    return KERNEL.form(form).forward(Operands(x, weight, bias), activation)
 
 
 @torch.library.custom_op("claritycore::depthwise_conv2d_backward", mutates_args=())
@@ -131,7 +121,7 @@ def _convolution_backward(
     if x.numel() == 0:
         return [torch.zeros_like(v) for v in _wanted(operands, wanted)]
     with torch.autocast(x.device.type, enabled=False):  # backward may run under it where forward did
-        gradients = _form(form).backward(operands, y, grad_y, activation, wanted)
+        gradients = KERNEL.form(form).backward(operands, y, grad_y, activation, wanted)
     return [gradient for gradient in gradients if gradient is not None]
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..operand_rules import check_tensors, like
+from ..operand_rules import check_tensors, compute_dtype, like
 
 Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
 
@@ -44,7 +44,7 @@ class Operands(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of all arithmetic."""
-        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+        return compute_dtype(self.x)
 
     def reach(self) -> Tensor:
         """Cut the rows and columns of the kernel that meet no pixel of so small a map: (C, 1, kh', kw')."""

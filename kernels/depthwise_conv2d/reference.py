@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..operand_rules import compute_dtype
 from .operands import ACTIVATIONS, Activation
 
 
@@ -11,7 +12,7 @@ def depthwise_conv2d_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Activation | None = None
 ) -> Tensor:
     """Compute `depthwise_conv2d` by its formula; see there for the contract. Differentiable any number of times."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(x)
     height, width = x.shape[2:]
     rows, columns = weight.shape[2:]
     padded = F.pad(x.to(dtype), (columns // 2, columns // 2, rows // 2, rows // 2))

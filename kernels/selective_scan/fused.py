@@ -18,8 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import processors
+from ..operand_rules import compute_dtype
 from .operands import CHECKPOINT_STEPS, Operands
-from .operands_rows import Path, Rows, Scan, like, rows_of, time_first
+from .operands_rows import Path, Rows, Scan, rows_of, time_first, time_last
 
 PROGRAMS_PER_PROCESSOR = 16
 """Chunks are cut until each multiprocessor has so many programs of one warp: enough to hide the latency of loads."""
@@ -63,7 +64,7 @@ def _start(rows, batch, group):
 def _way(path, batch, group, DIRECTIONS: tl.constexpr):
     """Return how a group goes along its path: first row, move, lines of how many pixels, how far apart, and image.
 
-    Bit 1 of a direction tells that it goes from the end, bit 0 that its lines are columns.
+    Bit 1 of a direction is set where it goes from the end, bit 0 where its lines are columns.
     """
     direction = tl.full([], DIRECTIONS[0], tl.int32)
     for k in tl.static_range(1, len(DIRECTIONS)):
@@ -272,7 +273,7 @@ class Launch:
         self.scan, self.batch, self.groups, self.length = scan, batch, groups, path.length
         self.channels, self.state = scan.A.shape
         u = scan.u.pointer
-        self.device, self.dtype = u.device, torch.float64 if u.dtype == torch.float64 else torch.float32
+        self.device, self.dtype = u.device, compute_dtype(u)
         self.block_n = triton.next_power_of_2(self.state)
         self.block_d = 64 if self.block_n <= 8 else 32 if self.block_n <= 128 else 16
         self.num_warps = max(1, self.block_d * self.block_n // 512)  # of 16 states a thread
@@ -351,7 +352,7 @@ def forward(x: Operands, softplus: bool, reverse: bool, out_dtype: torch.dtype) 
     rows = y.new_empty(x.u.shape[0], x.u.shape[2], x.u.shape[1])
     launch_of(x, softplus, reverse).forward(rows_of(rows, x.groups), checkpoints, x.initial_state)
     last_state.copy_(checkpoints[:, -1])
-    return like(rows, y), last_state, checkpoints
+    return time_last(rows, y), last_state, checkpoints
 
 
 def backward(

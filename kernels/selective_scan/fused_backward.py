@@ -30,7 +30,7 @@ from .fused import (
     launch_of,
 )
 from .operands import CHECKPOINT_STEPS, Operands
-from .operands_rows import Rows, like, rows_of, time_first
+from .operands_rows import Rows, rows_of, time_first, time_last
 
 REPLAY_STEPS, REPLAY_STEPS_WHEN_TIGHT = 4, 2
 """So many states are held in registers at once; more would spill, as four do in float64 and beside a gate, a constant B
@@ -242,7 +242,7 @@ def backward(
         **{name: rows_of(value, x.groups) for name, value in over_time.items()},
         initial_state=x.initial_state is not None,
     )
-    gradients = {name: like(value, torch.empty_like(named[name])) for name, value in over_time.items()}
+    gradients = {name: time_last(value, torch.empty_like(named[name])) for name, value in over_time.items()}
     for name, total in sums.total().items():
         operand = getattr(x, name)
         if operand is not None:

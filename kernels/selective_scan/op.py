@@ -1,6 +1,5 @@
 """The selective scan as one operator: its contract, its checks, and what torch needs to know of it."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -8,7 +7,6 @@ from torch import Tensor
 
 from ..dispatch import Backend, Kernel
 from ..operand_rules import fold, refuse_second_derivative, register_autocast, under_autocast, unfold
-from . import fallback
 from .operands import Operands, check_operands
 from .reference import selective_scan_reference
 
@@ -43,8 +41,8 @@ def selective_scan(
 
     The first ten arguments are those of mamba_ssm's `selective_scan_fn`, in order and meaning. Memory for states is
     bounded, except in the reference: of L states one in 32 is kept, and backward recomputes the rest a stretch at a
-    time. Results repeat bit for bit. A may be positive, but states can then overflow, and
-    an overflow that meets a zero is NaN. `torch.func`'s grad, jvp and their like take the reference only.
+    time. Results repeat bit for bit. A may be positive, but states can then overflow, and an overflow that meets a zero
+    is NaN. `torch.func`'s grad, jvp and their like take the reference only.
 
     State and arithmetic are float64 where `u` is, else float32; half precision is for inputs and outputs only, and
     autocast casts u, delta, B, C and z alone. The choice of backend is fixed when a call is traced or exported.
@@ -119,14 +117,6 @@ def selective_scan_exponentials(batch: int, channels: int, length: int, state: i
     return (2 if backward else 1) * batch * channels * length * state
 
 
-def _form(name: str) -> ModuleType:
-    if name == "torch":
-        return fallback
-    from . import fused  # the only path to Triton
-
-    return fused
-
-
 @torch.library.custom_op("claritycore::selective_scan", mutates_args=())
 def _scan(
     u: Tensor,
@@ -144,7 +134,7 @@ def _scan(
     form: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = Operands(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return _form(form).forward(x, delta_softplus, reverse, out_dtype or u.dtype)
+    return KERNEL.form(form).forward(x, delta_softplus, reverse, out_dtype or u.dtype)
 
 
 @torch.library.custom_op("claritycore::selective_scan_backward", mutates_args=())
@@ -167,7 +157,7 @@ def _scan_backward(
 ) -> list[Tensor]:
     """Return the gradients of the operands that are there."""
     x = Operands(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    gradients = _form(form).backward(x, checkpoints, grad_y, grad_last_state, delta_softplus, reverse)
+    gradients = KERNEL.form(form).backward(x, checkpoints, grad_y, grad_last_state, delta_softplus, reverse)
     return [gradient for gradient in gradients if gradient is not None]
 
 

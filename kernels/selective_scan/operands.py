@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..operand_rules import check_tensors
+from ..operand_rules import check_tensors, compute_dtype
 
 CHECKPOINT_STEPS = 32
 """The state is kept once in so many steps; backward recomputes the rest from there."""
@@ -37,7 +37,7 @@ class Operands(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the state and of all arithmetic."""
-        return torch.float64 if self.u.dtype == torch.float64 else torch.float32
+        return compute_dtype(self.u)
 
     @property
     def groups(self) -> int:

@@ -47,7 +47,7 @@ def rows_of(x: Tensor, groups: int) -> Rows:
     return Rows(x, x.shape[1] * x.shape[2], x.shape[2] // groups)
 
 
-def like(x: Tensor, target: Tensor) -> Tensor:
+def time_last(x: Tensor, target: Tensor) -> Tensor:
     """(B, L, D) -> (B, D, L) with the strides of `target`, whose memory is used if it must be."""
     x = x.transpose(1, 2)
     return x if x.stride() == target.stride() else target.copy_(x)

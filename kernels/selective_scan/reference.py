@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..operand_rules import compute_dtype
+
 
 def selective_scan_reference(
     u: Tensor,
@@ -23,7 +25,7 @@ def selective_scan_reference(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Compute `selective_scan` by its formula; see there for the contract. Differentiable any number of times."""
     batch, channels, length = u.shape
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(u)
     out_dtype = out_dtype or u.dtype
     u, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype)
     if delta_bias is not None:
@@ -49,7 +51,7 @@ def selective_scan_reference(
 
 def _by_time(x: Tensor, u: Tensor) -> Tensor:
     """Give every channel its own row: (D, N), (B, N, L) or (B, G, N, L) becomes (B or 1, D, N, L)."""
-    x = x.to(torch.float64 if u.dtype == torch.float64 else torch.float32)
+    x = x.to(compute_dtype(u))
     if x.ndim == 2:
         return x[None, :, :, None].expand(-1, -1, -1, u.shape[-1])
     if x.ndim == 3:

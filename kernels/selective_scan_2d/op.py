@@ -1,7 +1,6 @@
 """The selective scan over images as one operator: its contract, its checks, and what torch needs to know of it."""
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 from ..dispatch import Backend, Kernel
 from ..operand_rules import refuse_second_derivative, register_autocast, under_autocast
 from ..selective_scan import selective_scan_exponentials, selective_scan_flops
-from . import fallback
 from .operands import DIRECTIONS, Direction, Operands2d, check_operands
 from .reference import selective_scan_2d_reference
 
@@ -71,8 +69,8 @@ def selective_scan_2d(
         directions: one or more of "row", "column", "row_reversed" and "column_reversed", in the order of K.
         merge: whether the directions are added up.
         order: a permutation of each image's pixels, which is not checked to be one (on a GPU, numbers beyond the
-            image read and write elsewhere): step l of "row" visits pixel
-            ``order[b, l]``, counted along rows, and "row_reversed" starts at its end. There are no columns then.
+            image read and write elsewhere): step l of "row" visits pixel ``order[b, l]``, counted along rows, and
+            "row_reversed" starts at its end. There are no columns then.
         backend: "triton", "torch" or "reference"; "auto" takes Triton on CUDA tensors. Only the reference can be
             differentiated twice.
 
@@ -141,14 +139,6 @@ def selective_scan_2d_exponentials(
     return selective_scan_exponentials(batch, directions * channels, height * width, state, backward=backward)
 
 
-def _form(name: str) -> ModuleType:
-    if name == "torch":
-        return fallback
-    from . import fused  # the only path to Triton
-
-    return fused
-
-
 @torch.library.custom_op("claritycore::selective_scan_2d", mutates_args=())
 def _scan(
     x: Tensor,
@@ -165,7 +155,7 @@ def _scan(
     form: str,
 ) -> tuple[Tensor, Tensor]:
     operands = Operands2d(x, delta, A, B, C, D, delta_bias, order)
-    return _form(form).forward(operands, directions, delta_softplus, merge)
+    return KERNEL.form(form).forward(operands, directions, delta_softplus, merge)
 
 
 @torch.library.custom_op("claritycore::selective_scan_2d_backward", mutates_args=())
@@ -187,7 +177,7 @@ def _scan_backward(
 ) -> list[Tensor]:
     """Return the gradients of the operands that are there, without the order."""
     operands = Operands2d(x, delta, A, B, C, D, delta_bias, order)
-    gradients = _form(form).backward(operands, directions, checkpoints, grad_y, delta_softplus, merge)
+    gradients = KERNEL.form(form).backward(operands, directions, checkpoints, grad_y, delta_softplus, merge)
     return [gradient for gradient in gradients if gradient is not None]
 
 

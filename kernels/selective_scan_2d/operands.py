@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..operand_rules import check_device, check_tensors, like
+from ..operand_rules import check_device, check_tensors, compute_dtype, like
 from ..selective_scan.operands import CHECKPOINT_STEPS, LARGEST_STATE
 
 Direction = Literal["row", "column", "row_reversed", "column_reversed"]
@@ -37,7 +37,7 @@ class Operands2d(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the state and of all arithmetic."""
-        return torch.float64 if self.x.dtype == torch.float64 else torch.float32
+        return compute_dtype(self.x)
 
     def outputs(self, merge: bool) -> tuple[Tensor, Tensor]:
         """Allocate what forward returns: y and the checkpoints."""

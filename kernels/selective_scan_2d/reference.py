@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ..operand_rules import compute_dtype
 from ..selective_scan import selective_scan_reference
 from .operands import DIRECTIONS, Direction, pixels_of_steps
 
@@ -41,7 +42,7 @@ def selective_scan_2d_reference(
                 None if D is None else D[k],
                 delta_bias=None if delta_bias is None else delta_bias[k],
                 delta_softplus=delta_softplus,
-                out_dtype=torch.promote_types(x.dtype, torch.float32),
+                out_dtype=compute_dtype(x),
             ),
         )
         outputs.append(_put_back(y, pixels[:, k]).view(batch, height, width, channels))

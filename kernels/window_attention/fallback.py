@@ -16,7 +16,10 @@ from .operands import EPSILON, Layout, Operands, expanded_bias, table_gradient
 from .windows import Group, border, groups
 
 PIECE = 2**20
-"""So many logits are held at once, where one row of windows has no more."""
+"""So many logits are held at once in backward, where one row of windows has no more."""
+
+FORWARD_PIECE = 2**24
+"""Windows of so many logits are copied at once in forward, which never holds the logits themselves."""
 
 
 class Piece(NamedTuple):
@@ -33,10 +36,14 @@ class Piece(NamedTuple):
 def forward(x: Operands, layout: Layout) -> tuple[Tensor, Tensor]:
     """Attend; see `Operands`. The second result is empty, since backward needs none."""
     y = torch.empty(x.queries.shape, dtype=x.qkv.dtype, device=x.qkv.device)
-    for piece in _pieces(x, layout):
-        q, k = _compared(piece, x, layout)
+    for piece in _pieces(x, layout, FORWARD_PIECE):
+        q, k = _directions(piece.q, layout), _directions(piece.k, layout)
+        if x.logit_scale is not None:
+            q = q * x.logit_scale[piece.images].to(x.dtype)[:, None, :, None, None]
         flat = (part.flatten(0, 1) for part in (q, k, piece.v))
-        attended = F.scaled_dot_product_attention(*flat, attn_mask=piece.bias, scale=1.0)
+        # A bias of three axes would be right, too, but torch has a fused form on the CPU for four alone.
+        bias = None if piece.bias is None else piece.bias[None]
+        attended = F.scaled_dot_product_attention(*flat, attn_mask=bias, scale=layout.scale)
         piece.group.write_queries(y[piece.images], attended)
     return y, y.new_empty(0)
 
@@ -46,9 +53,10 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Differentiate; see `Operands`."""
     sums = _Gradients(x, layout)
-    for piece in _pieces(x, layout):
+    for piece in _pieces(x, layout, PIECE):
         of_y, result = (piece.group.queries(m[piece.images], layout.num_heads).to(x.dtype) for m in (grad_y, y))
-        q, k = _compared(piece, x, layout)
+        q = _directions(piece.q, layout) * _factor(x, layout, piece.images)
+        k = _directions(piece.k, layout)
         logits = q @ k.transpose(-2, -1)
         weights = torch.softmax(logits if piece.bias is None else logits.add_(piece.bias), -1)
         of_v = weights.transpose(-2, -1) @ of_y
@@ -95,7 +103,7 @@ class _Gradients:
         return iter(found._asdict().items())
 
 
-def _pieces(x: Operands, layout: Layout) -> Iterator[Piece]:
+def _pieces(x: Operands, layout: Layout, most: int) -> Iterator[Piece]:
     heads, keys_and_values = layout.num_heads, _bordered(x.keys_and_values, layout)
     whole = None if x.bias_table is None else expanded_bias(x.bias_table.to(x.dtype), layout)
     shared = None
@@ -107,19 +115,13 @@ def _pieces(x: Operands, layout: Layout) -> Iterator[Piece]:
         if bias is not None:
             bias = F.pad(bias, (0, keys - bias.shape[-1]))
         logits = heads * group.rows.size * group.columns.size * keys
-        for images, part in group.pieces(len(x.qkv), PIECE // logits):
+        for images, part in group.pieces(len(x.qkv), most // logits):
             q = part.queries(x.queries[images], heads).to(x.dtype)
             kv = part.keys(keys_and_values[images], 2 * heads).to(x.dtype)
             if shared is not None:
                 kv = torch.cat([kv, shared[images].expand(-1, kv.shape[1], -1, -1, -1)], 3)
             k, v = kv.chunk(2, 2)
             yield Piece(images, part, q, k, v, bias)
-
-
-def _compared(piece: Piece, x: Operands, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Return the vectors whose products are the logits, the bias apart."""
-    q, k = _directions(piece.q, layout), _directions(piece.k, layout)
-    return q * _factor(x, layout, piece.images), k
 
 
 def _factor(x: Operands, layout: Layout, images: slice) -> Tensor | float:

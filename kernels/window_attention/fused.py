@@ -57,6 +57,7 @@ class Sizes(NamedTuple):
     queries_block: int
     keys_block: int
     channels_block: int
+    scale: float  # which as an argument would be rounded to float32
     cosine: bool
     zero_border: bool
 
@@ -155,9 +156,9 @@ def _bias(table, head, i, j, key_i, key_j, seen, S: tl.constexpr):
 
 
 @triton.jit
-def _factor(logit_scale, scale, batch, head, wide: tl.constexpr, S: tl.constexpr):
+def _factor(logit_scale, batch, head, wide: tl.constexpr, S: tl.constexpr):
     """Return what multiplies the products of an image and a head."""
-    factor = tl.full([], scale, wide)
+    factor = tl.full([], S.scale, wide)
     if logit_scale is not None:
         factor = factor * tl.load(logit_scale + batch * S.heads + head).to(wide)
     return factor
@@ -177,7 +178,7 @@ def _absorb(state, logits, v, wide: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    q_map, k_map, v_map, y_map, log_sum, table, logit_scale, scale, token_k, token_v, tokens, rows, columns,
+    q_map, k_map, v_map, y_map, log_sum, table, logit_scale, token_k, token_v, tokens, rows, columns,
     QUERIES_BLOCKS: tl.constexpr, EPSILON: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Attend for one head of a block of queries."""
@@ -188,7 +189,7 @@ def _forward_kernel(
     block, program = program % QUERIES_BLOCKS, program // QUERIES_BLOCKS
     windows = rows.windows * columns.windows
     window, batch = program % windows, (program // windows).to(tl.int64)
-    factor = _factor(logit_scale, scale, batch, head, wide, S)
+    factor = _factor(logit_scale, batch, head, wide, S)
 
     i, j, row, column, inside = _block_of_queries(rows, columns, window, block, S)
     q = _read(q_map, batch, row, column, inside, head, S)
@@ -251,7 +252,7 @@ def sizes_of(x: Operands, layout: Layout, block: int = BLOCK) -> Sizes:
     most = max(16, min(BLOCK, BYTES // (channels * x.qkv.element_size())))
     return Sizes(
         *(rows, columns, key_rows, key_columns, layout.num_heads, head_dim),
-        *(min(most, queries), min(most, block, keys), channels, layout.cosine, layout.zero_border),
+        *(min(most, queries), min(most, block, keys), channels, layout.scale, layout.cosine, layout.zero_border),
     )
 
 
@@ -260,10 +261,10 @@ def options(x: Operands) -> dict[str, int]:
     return {"num_warps": 4 if x.qkv.element_size() == 2 else 8, "num_stages": 1}
 
 
-def parameters(x: Operands, layout: Layout) -> tuple[Tensor | None, Tensor | None, float]:
-    """Return what the kernels read by arithmetic: the table, the scale of logits, and the scale of all."""
+def parameters(x: Operands) -> tuple[Tensor | None, Tensor | None]:
+    """Return what the kernels read by arithmetic: the table and the scale of logits."""
     table, logit_scale = (None if t is None else t.contiguous() for t in (x.bias_table, x.logit_scale))
-    return table, logit_scale, layout.scale
+    return table, logit_scale
 
 
 def maps_of(x: Operands) -> tuple[Map, Map, Map]:
@@ -289,7 +290,7 @@ def forward(x: Operands, layout: Layout) -> tuple[Tensor, Tensor]:
     programs = batch * rows.windows * columns.windows * sizes.queries_blocks * sizes.heads
     with torch.cuda.device_of(x.qkv):
         _forward_kernel[(programs,)](
-            *(*maps_of(x), map_of(y), by_head(log_sum), *parameters(x, layout), *tokens_of(x)),
+            *(*maps_of(x), map_of(y), by_head(log_sum), *parameters(x), *tokens_of(x)),
             *(cut_of(rows), cut_of(columns)),
             QUERIES_BLOCKS=sizes.queries_blocks, EPSILON=EPSILON, S=sizes, **options(x),
         )  # fmt: skip

@@ -82,7 +82,7 @@ def _of_vectors(of_directions, vectors, inverse, wide: tl.constexpr, EPSILON: tl
 
 @triton.jit
 def _keys_kernel(
-    q_map, k_map, v_map, y_map, grad_map, log_sum, table, logit_scale, scale, rows, columns,
+    q_map, k_map, v_map, y_map, grad_map, log_sum, table, logit_scale, rows, columns,
     of_q, of_k, of_v, of_bias, of_scale, per_program, programs_per_image,
     WITH_QUERIES: tl.constexpr, APART: tl.constexpr, QUERIES_BLOCKS: tl.constexpr, EPSILON: tl.constexpr,
     S: tl.constexpr,
@@ -97,7 +97,7 @@ def _keys_kernel(
     block, part = program % keys_blocks, program // keys_blocks
     batch = (part // programs_per_image).to(tl.int64)
     first = part % programs_per_image * per_program
-    factor = _factor(logit_scale, scale, batch, head, wide, S)
+    factor = _factor(logit_scale, batch, head, wide, S)
     biases = ()
     for _ in tl.static_range(QUERIES_BLOCKS):
         biases = biases + (tl.zeros([QUERIES, KEYS], wide),)  # noqa: RUF005
@@ -151,13 +151,13 @@ def _keys_kernel(
             real = (query < S.rows * S.columns) & (key < S.key_rows * S.key_columns)
             tl.store(start + query * (S.key_rows * S.key_columns) + key, biases[queries], mask=real)
     if logit_scale is not None:
-        total = tl.sum(tl.sum(products_sum, axis=1), axis=0) * scale
+        total = tl.sum(tl.sum(products_sum, axis=1), axis=0) * S.scale
         tl.store(of_scale + (part * S.heads + head) * keys_blocks + block, total)
 
 
 @triton.jit
 def _queries_kernel(
-    q_map, k_map, v_map, y_map, grad_map, log_sum, table, logit_scale, scale, token_k, token_v, tokens, rows, columns,
+    q_map, k_map, v_map, y_map, grad_map, log_sum, table, logit_scale, token_k, token_v, tokens, rows, columns,
     of_q, QUERIES_BLOCKS: tl.constexpr, EPSILON: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Differentiate by one head of a block of queries."""
@@ -168,7 +168,7 @@ def _queries_kernel(
     block, program = program % QUERIES_BLOCKS, program // QUERIES_BLOCKS
     windows = rows.windows * columns.windows
     window, batch = program % windows, (program // windows).to(tl.int64)
-    factor = _factor(logit_scale, scale, batch, head, wide, S)
+    factor = _factor(logit_scale, batch, head, wide, S)
 
     i, j, row, column, inside = _block_of_queries(rows, columns, window, block, S)
     q = _read(q_map, batch, row, column, inside, head, S)
@@ -205,7 +205,7 @@ def _queries_kernel(
 
 @triton.jit
 def _tokens_kernel(
-    q_map, y_map, grad_map, log_sum, logit_scale, scale, token_k, token_v, tokens, rows, columns,
+    q_map, y_map, grad_map, log_sum, logit_scale, token_k, token_v, tokens, rows, columns,
     of_k, of_v, of_scale, per_program, programs_per_image, QUERIES_BLOCKS: tl.constexpr, EPSILON: tl.constexpr,
     S: tl.constexpr,
 ):  # fmt: skip
@@ -219,7 +219,7 @@ def _tokens_kernel(
     block, part = program % blocks, (program // blocks).to(tl.int64)
     batch = part // programs_per_image
     first = (part % programs_per_image).to(tl.int32) * per_program
-    factor = _factor(logit_scale, scale, batch, head, wide, S)
+    factor = _factor(logit_scale, batch, head, wide, S)
     token = block * S.keys_block + tl.arange(0, S.keys_block)
     there = token < tokens
     k = _read(token_k, batch, token * 0, token, there, head, S)
@@ -246,7 +246,7 @@ def _tokens_kernel(
     _write(of_k, k_gradient, part, token * 0, token, there, head, S)
     _write(of_v, v_gradient, part, token * 0, token, there, head, S)
     if logit_scale is not None:
-        total = tl.sum(tl.sum(products_sum, axis=1), axis=0) * scale
+        total = tl.sum(tl.sum(products_sum, axis=1), axis=0) * S.scale
         tl.store(of_scale + (part * S.heads + head) * blocks + block, total)
 
 
@@ -283,7 +283,7 @@ class _Call:
         self.axes = layout.axes((height, width))
         self.windows = self.axes[0].windows * self.axes[1].windows
         self.saved = map_of(y), map_of(grad_y), by_head(log_sum)
-        self.parameters = parameters(x, layout)
+        self.parameters = parameters(x)
         self.cuts = cut_of(self.axes[0]), cut_of(self.axes[1])
         self.of_maps = x._replace(
             qkv=torch.empty(x.qkv.shape, dtype=x.qkv.dtype, device=self.device),

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from ..dispatch import Backend, Kernel
 from ..operand_rules import fold, refuse_second_derivative, register_autocast, under_autocast, unfold
-from . import fallback
 from .operands import Layout, Operands, check_operands
 from .reference import attend
 
@@ -175,14 +173,6 @@ def _attend(x: Operands, layout: Layout, scale: float | None, backend: Backend) 
     return _attention(*x, *layout, form)[0]
 
 
-def _form(name: str) -> ModuleType:
-    if name == "torch":
-        return fallback
-    from . import fused  # the only path to Triton
-
-    return fused
-
-
 @torch.library.custom_op("claritycore::window_attention", mutates_args=())
 def _attention(
     qkv: Tensor,
@@ -204,7 +194,7 @@ def _attention(
     layout = Layout(window, key_window, shift, dilation, num_heads, scale, cosine, zero_border)
     if qkv.numel() == 0:
         return _empty_results(x, layout, form)
-    return _form(form).forward(x, layout)
+    return KERNEL.form(form).forward(x, layout)
 
 
 @torch.library.custom_op("claritycore::window_attention_backward", mutates_args=())
@@ -234,7 +224,7 @@ def _attention_backward(
         return [torch.zeros_like(v) for v in _wanted(x, wanted)]
     layout = Layout(window, key_window, shift, dilation, num_heads, scale, cosine, zero_border)
     with torch.autocast(qkv.device.type, enabled=False):  # backward may run under it where forward did
-        gradients = _form(form).backward(x, layout, y, log_sum, grad_y, wanted)
+        gradients = KERNEL.form(form).backward(x, layout, y, log_sum, grad_y, wanted)
     return [gradient for gradient in gradients if gradient is not None]
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..operand_rules import check_tensors, like
+from ..operand_rules import check_tensors, compute_dtype, like
 
 EPSILON = 1e-12
 """Below this length a vector is no direction; cosine logits divide by it instead."""
@@ -101,7 +101,7 @@ class Operands(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of all arithmetic."""
-        return torch.float64 if self.qkv.dtype == torch.float64 else torch.float32
+        return compute_dtype(self.qkv)
 
     def like(self, gradients: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
         """Give each gradient that is there the strides and the dtype of its operand, with a copy where it must be."""

@@ -76,7 +76,7 @@ def test_means_of_large_half_maps_are_those_of_float32(form, dtype, tolerance, m
 
 
 def test_bad_arguments_raise():
-    with pytest.raises(ValueError, match='form must be "squeeze_excite" or "efficient", got \'spatial\''):
+    with pytest.raises(ValueError, match="form must be one of squeeze_excite, efficient, got 'spatial'"):
         ChannelAttention(8, form="spatial")
     with pytest.raises(ValueError, match='kernel_size must be None unless form is "efficient", got 3'):
         ChannelAttention(8, kernel_size=3)

@@ -203,7 +203,7 @@ def test_exports_without_grid_sample():
 
 
 def test_bad_arguments_raise():
-    with pytest.raises(ValueError, match='style must be "lp" or "pl", got \'up\''):
+    with pytest.raises(ValueError, match="style must be one of lp, pl, got 'up'"):
         DySample(8, style="up")
     with pytest.raises(ValueError, match="channels must be a multiple of groups = 4, got 6"):
         DySample(6)

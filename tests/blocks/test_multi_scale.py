@@ -164,15 +164,15 @@ def test_patch_embedding_is_a_convolution_under_the_public_name(x, stride):
 
 
 def test_bad_arguments_raise():
-    with pytest.raises(ValueError, match='form must be "strided" or "unshuffle", got \'pool\''):
+    with pytest.raises(ValueError, match="form must be one of strided, unshuffle, got 'pool'"):
         MSGDown(4, form="pool")
     with pytest.raises(ValueError, match='out_channels must be a multiple of 4 for form "unshuffle", got 6'):
         MSGDown(4, 6, form="unshuffle")
-    with pytest.raises(ValueError, match='form must be "pixelshuffle" or "dysample", got \'nearest\''):
+    with pytest.raises(ValueError, match="form must be one of pixelshuffle, dysample, got 'nearest'"):
         MSGUp(4, form="nearest")
     with pytest.raises(ValueError, match='in_channels must be a multiple of 4 for form "pixelshuffle", got 6'):
         MSGUp(6)
-    with pytest.raises(ValueError, match='form must be "concat" or "add", got \'mul\''):
+    with pytest.raises(ValueError, match="form must be one of concat, add, got 'mul'"):
         SkipFusion(4, form="mul")
     with pytest.raises(ValueError, match='skip_channels must be channels = 4 for form "add", got 2'):
         SkipFusion(4, skip_channels=2, form="add")

@@ -81,7 +81,7 @@ def by_hand(block: PLKBlock, x: torch.Tensor) -> torch.Tensor:
         return F.conv2d(x, weight, weights[f"{name}.bias"], padding=weight.shape[2] // 2)
 
     y = x
-    if block.norm_place == "layer":
+    if "norm.weight" in weights and block.tile_safe:
         mean, variance = y.mean(1, keepdim=True), y.var(1, unbiased=False, keepdim=True)
         y = (y - mean) / (variance + 1e-6).sqrt()
         y = y * weights["norm.weight"][:, None, None] + weights["norm.bias"][:, None, None]
@@ -95,7 +95,7 @@ def by_hand(block: PLKBlock, x: torch.Tensor) -> torch.Tensor:
     if "attention.conv.weight" in weights:
         y = y * torch.sigmoid(conv(y, "attention.conv"))
     y = conv(y, "refine")
-    if block.norm_place == "group":
+    if "norm.weight" in weights and not block.tile_safe:
         groups = y.unflatten(1, (4, -1))
         mean, variance = groups.mean((2, 3, 4), True), groups.var((2, 3, 4), unbiased=False, keepdim=True)
         y = ((groups - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)
@@ -122,9 +122,25 @@ def test_elementwise_attention_and_the_mixer_are_their_formulas():
     x = normal((2, 4, 5, 6), dtype=torch.float64)
     gate = ElementwiseAttention(4).double()
     torch.testing.assert_close(gate(x), x / (1 + (-gate.conv(x)).exp()), rtol=0, atol=1e-14)
-    mixer = DoubleConvChannelMixer(4, expansion=3, activation="mish").double()
-    assert mixer.conv1.out_channels == 12
-    torch.testing.assert_close(mixer(x), mixer.conv2(F.mish(mixer.conv1(x))), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("expansion", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("activation", "formula"),
+    [
+        ("gelu", lambda x: x * 0.5 * (1 + torch.erf(x / 2**0.5))),
+        ("mish", lambda x: x * torch.tanh((1 + x.exp()).log())),
+    ],
+)
+def test_the_mixer_is_its_formula(expansion, activation, formula):
+    torch.manual_seed(0)
+    x = normal((2, 4, 5, 6), dtype=torch.float64)
+    mixer = DoubleConvChannelMixer(4, expansion=expansion, activation=activation).double()
+    weights = mixer.state_dict()
+    assert weights["conv1.weight"].shape == (4 * expansion, 4, 3, 3)
+    hidden = formula(F.conv2d(x, weights["conv1.weight"], weights["conv1.bias"], padding=1))
+    expected = F.conv2d(hidden, weights["conv2.weight"], weights["conv2.bias"], padding=1)
+    torch.testing.assert_close(mixer(x), expected, rtol=0, atol=1e-14)
 
 
 def test_weights_start_as_those_of_plksr():

@@ -205,6 +205,12 @@ def test_says_how_it_may_be_tiled(contract: Contract):
     assert isinstance(block.tile_multiple, int)
 
 
+def test_prints_nothing_that_does_nothing(contract: Contract):
+    printed = repr(contract.make(contract.channels[-1]))
+    assert "ModuleList()" not in printed
+    assert "(norm): Identity()" not in printed
+
+
 def test_receptive_radius_is_exact(contract: Contract):
     if not contract.tile_safe:
         pytest.skip("reaches the whole map")

@@ -78,8 +78,9 @@ def test_bicubic_at_scale_1_is_the_input():
 
 
 def test_bad_arguments_raise():
-    with pytest.raises(ValueError, match="kernel_size must be odd and positive, got 4"):
-        PixelShuffleUp(4, kernel_size=4)
+    for kernel_size in (4, 3.0, True):
+        with pytest.raises(ValueError, match=f"kernel_size must be an odd integer of at least 1, got {kernel_size}"):
+            PixelShuffleUp(4, kernel_size=kernel_size)
     with pytest.raises(ValueError, match="scale_factor must be an integer of at least 1, got 0"):
         PixelShuffleUp(4, scale_factor=0)
     with pytest.raises(ValueError, match="out_channels must be an integer of at least 1, got 0"):

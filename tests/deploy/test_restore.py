@@ -454,6 +454,7 @@ def test_devices():
         ({"max_pixels": 0}, "^max_pixels must be an integer of at least 1, got 0$"),
         ({"overlap": -1}, "^overlap must be an integer of at least 0, got -1$"),
         ({"dtype": "float8"}, "^dtype must be one of float32, float16, bfloat16, got 'float8'$"),
+        ({"alpha": "cubic"}, "^alpha must be one of bicubic, model, drop, got 'cubic'$"),
         ({"suffix": "a/b"}, "^suffix must be a part of a name"),
         ({"depth": 12}, "^depth must be 8 or 16, got 12$"),
         ({"quality": 0}, "^quality must be from 1 to 100, got 0$"),

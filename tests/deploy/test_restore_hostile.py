@@ -392,7 +392,7 @@ def test_memory_that_runs_out_once_is_told_and_costs_nothing(run, make_net, make
     monkeypatch.setattr(RRDBNet, "forward", tight)
     status, _, err = run("-i", source, "-o", tmp_path / "b.png")
     assert status == 0
-    assert err == [f"{source}: out of memory: going on with tiles of 8 x 30 pixels"]
+    assert err == [f"{source}: out of memory: continuing with tiles of 8 x 30 pixels"]
     difference = read_image(tmp_path / "b.png").pixels - read_image(tmp_path / "whole.png").pixels
     assert difference.abs().max() <= 1.01 / 65535
 

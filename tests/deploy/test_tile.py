@@ -221,8 +221,8 @@ def test_when_memory_runs_out_the_tile_is_halved_and_nothing_is_lost(blend):
         restored = restore_tiled(net, image, 100, overlap=4, blend=blend, progress=lambda *seen: done.append(seen))
     torch.testing.assert_close(restored, expected, rtol=0, atol=1e-12)
     assert [str(warning.message) for warning in told] == [
-        "out of memory: going on with tiles of 45 x 50 pixels",
-        "out of memory: going on with tiles of 23 x 25 pixels",
+        "out of memory: continuing with tiles of 45 x 50 pixels",
+        "out of memory: continuing with tiles of 23 x 25 pixels",
     ]
     assert [whole for _, whole in done] == [9000] * len(done)
     assert [pixels for pixels, _ in done] == sorted({pixels for pixels, _ in done})
@@ -246,14 +246,14 @@ def test_what_is_done_stays_when_memory_runs_out_later():
 
 def test_a_batch_is_halved_before_the_tile():
     net, image = Blur(2, limit=2 * 20 * 20), normal((1, 1, 96, 16), dtype=torch.float64)
-    with pytest.warns(UserWarning, match=r"going on with batches of 2 tile\(s\)"):
+    with pytest.warns(UserWarning, match=r"continuing with batches of 2 tile\(s\)"):
         restored = restore_tiled(net, image, 16, batch=5)
     torch.testing.assert_close(restored, Blur(2)(image), rtol=0, atol=1e-12)
 
 
 def test_too_little_memory_for_the_smallest_tile_raises():
     with (
-        pytest.warns(UserWarning, match=r"^out of memory: going on"),
+        pytest.warns(UserWarning, match=r"^out of memory: continuing"),
         pytest.raises(RuntimeError, match=r"^out of memory even with tiles of 16 x 16 pixe"),
     ):
         restore_tiled(Blur(2, limit=10), normal((1, 1, 100, 40)), 100)

@@ -1,9 +1,12 @@
 """Which form of a kernel runs, and what is said when one cannot."""
 
+import importlib.util
+
 import pytest
 import torch
 
-from claritycore.kernels import Kernel
+from claritycore.kernels import KERNELS, Kernel
+from claritycore.kernels.operand_rules import compute_dtype
 
 CPU = torch.empty(0)
 META = torch.empty(0, device="meta")
@@ -58,6 +61,22 @@ def test_the_variable_rules_auto_and_nothing_else(monkeypatch):
     monkeypatch.setenv("CLARITYCORE_BACKEND", "reference")
     assert KERNEL.choose("auto", CPU) == "reference"
     assert KERNEL.choose("torch", CPU) == "torch"
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_every_form_of_a_kernel_has_a_file(kernel):
+    form = kernel.form("torch")
+    assert form.__name__ == f"claritycore.kernels.{kernel.name}.fallback"
+    assert callable(form.forward)
+    assert callable(form.backward)
+    # Not imported here: it would run in Triton's interpreter, or not, for the rest of the process.
+    assert importlib.util.find_spec(f"claritycore.kernels.{kernel.name}.fused")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_half_precision_is_computed_in_float32_and_float64_in_float64(dtype):
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    assert compute_dtype(torch.empty(0, dtype=dtype)) == wanted
 
 
 def test_uninitialised_memory_is_nan_in_kernel_tests():

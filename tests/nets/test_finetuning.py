@@ -25,23 +25,23 @@ def test_a_net_of_another_scale_takes_all_but_its_head():
     report = load_matching(model, source.state_dict())
     state, given = model.state_dict(), source.state_dict()
     head = ("conv_up1.conv.weight", "conv_up1.conv.bias")
-    assert report.unfit == head
+    assert report.mismatched == head
     assert report.missing == ()
-    assert report.unknown == ("conv_up2.conv.weight", "conv_up2.conv.bias")
+    assert report.unexpected == ("conv_up2.conv.weight", "conv_up2.conv.bias")
     assert set(report.loaded) == set(state) - set(head)
     assert all(torch.equal(state[key], given[key]) for key in report.loaded)
     assert all(torch.equal(state[key], before[key]) for key in head)
     assert str(report).splitlines() == [
         f"{len(state) - 2} of {len(state)} tensors loaded",
         "  2 of another shape or type: conv_up1.conv.weight, conv_up1.conv.bias",
-        "  2 unknown: conv_up2.conv.weight, conv_up2.conv.bias",
+        "  2 unexpected: conv_up2.conv.weight, conv_up2.conv.bias",
     ]
 
 
 def test_fewer_blocks_take_what_they_have():
     report = load_matching(rrdbnet(num_block=3), rrdbnet(seed=1, num_block=2).state_dict())
     assert {name.split(".")[1] for name in report.missing} == {"2"}
-    assert report.unfit == report.unknown == ()
+    assert report.mismatched == report.unexpected == ()
 
 
 @pytest.mark.parametrize("layout", ["rrdbnet-basicsr", "rrdbnet-esrgan", "rrdbnet-esrgan-old"])
@@ -62,8 +62,8 @@ def test_any_module_takes_what_fits():
     assert report == MatchReport(
         loaded=("0.weight",),
         missing=("1.weight", "1.bias", "1.running_mean", "1.running_var"),
-        unfit=("0.bias", "1.num_batches_tracked"),
-        unknown=(),
+        mismatched=("0.bias", "1.num_batches_tracked"),
+        unexpected=(),
     )
     assert torch.equal(model[0].weight, torch.ones(4, 3, 3, 3))
 

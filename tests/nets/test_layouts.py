@@ -328,14 +328,16 @@ def test_eval_convolutions_that_are_out_of_date_are_ignored(tmp_path):
                 "whether the large kernel was trained with an identity beside it: none is assumed",
             ],
         ),
-        (lambda: SPAN(), ["what is taken off the image: the mean of DIV2K, and a range of 255, are assumed"]),
+        (lambda: SPAN(), ["what is subtracted from the image: the mean of DIV2K, and a range of 255, are assumed"]),
         (lambda: SPAN(normalize=False), []),
     ],
 )
 def test_what_a_layout_cannot_say_is_told(build, clauses, tmp_path):
     info = inspect_checkpoint(saved(made(build), tmp_path))
-    assert list(info.untold) == clauses
-    assert [line for line in str(info).splitlines() if "not told" in line] == [f"  not told    {c}" for c in clauses]
+    assert list(info.assumptions) == clauses
+    assert [line for line in str(info).splitlines() if line.startswith("  assumed ")] == [
+        f"  assumed     {c}" for c in clauses
+    ]
 
 
 def test_the_caller_decides_what_a_file_cannot_say(tmp_path):

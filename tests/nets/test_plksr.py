@@ -92,6 +92,11 @@ def test_group_norm_and_sampling_make_tiles_inexact():
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1\.0"),
         ({"form": "round"}, "form must be one of dense, dilated, rectangular, depthwise, got 'round'"),
         ({"norm": "batch"}, "norm must be one of none, layer, group, got 'batch'"),
+        ({"norm": "group", "num_feat": 6}, "num_feat must be a multiple of 4 with norm 'group', got 6"),
+        ({"split_ratio": 0.0}, r"split_ratio must leave 1 to 64 channels to convolve, got 0\.0"),
+        ({"branches": ("5x5", "triangle")}, "branch must be like one of .*; got 'triangle'"),
+        ({"branches": ("19x19",)}, "branch '19x19' spans 19x19 pixels, more than kernel_size"),
+        ({"attention": 1}, "attention must be one of True, False, got 1"),
         ({"activation": "relu"}, "activation must be one of gelu, mish, got 'relu'"),
     ],
 )

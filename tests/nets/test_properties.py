@@ -113,6 +113,23 @@ def test_a_crop_with_the_receptive_radius_around_it_gives_the_same_pixels(build,
 
 
 @pytest.mark.parametrize("scale", SCALES)
+def test_receptive_radius_is_exact(build, scale):
+    net = made(build, scale=scale).double()
+    if not net.tile_safe:
+        pytest.skip("reaches the whole map")
+    radius, step = net.receptive_radius, net.tile_multiple
+    middle = step * ((radius + step) // step + 1)
+    image = normal((1, 3, 2 * middle + step, 2 * middle + step), dtype=torch.float64).requires_grad_()
+    restored, reach = net(image), 0
+    for pixel in range(middle, middle + step):  # a stem that unshuffles sees further from one side of a cell
+        own = slice(scale * pixel, scale * (pixel + 1))
+        (gradient,) = torch.autograd.grad(restored[..., own, own].square().sum(), image, retain_graph=True)
+        touched = gradient.abs().sum((0, 1)).nonzero()
+        reach = max(reach, pixel - touched.min().item(), touched.max().item() - pixel)
+    assert reach == radius
+
+
+@pytest.mark.parametrize("scale", SCALES)
 def test_compiles_and_exports(build, scale):
     net = made(build, scale=scale)
     image = normal((1, 3, 8, 12))
@@ -154,6 +171,12 @@ def test_a_saved_net_comes_back_the_same(build, scale, tmp_path):
     image = normal((1, 3, 5, 6))
     assert torch.equal(again(image), net(image))
     assert torch.equal(type(net).from_pretrained(path).eval()(image), net(image))
+
+
+def test_prints_its_config(build):
+    net = build(scale=2)
+    assert "scale=2" in repr(net.config)
+    assert f"  {net.config!r}\n" in repr(net)
 
 
 def test_wrong_images_raise(build):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from claritycore.models import AutoConfig, AutoModel, BaseConfig, list_models, register_config, register_presets
+from claritycore.nets.registry import registered_presets
 
 # The documented ways of asking for a net, word for word.
 CONFIGURATION = """
@@ -103,6 +104,9 @@ def test_presets_are_kept_and_not_overwritten():
     config = AutoConfig.from_name("rrdbnet", scale=4)
     register_presets({"my-presetx4": (config, "settings")})
     register_presets({"my-presetx4": (config, "settings")})
+    assert registered_presets()["my-presetx4"] == (config, "settings")
+    registered_presets().clear()
+    assert "my-presetx4" in registered_presets()
     with pytest.raises(ValueError, match=r"the preset name 'my-presetx4' is taken"):
         register_presets({"my-presetx4": (config, "other settings")})
 

@@ -95,7 +95,7 @@ def test_no_normalisation_layer():
         ({"num_block": True}, "num_block must be an integer of at least 1, got True"),
         ({"num_grow_ch": None}, "num_grow_ch must be an integer of at least 1, got None"),
         ({"upsampler": "bilinear"}, r"upsampler must be one of pixelshuffle, nearest\+conv, got 'bilinear'"),
-        ({"unshuffle_stem": 1}, "unshuffle_stem must be True or False, got 1"),
+        ({"unshuffle_stem": 1}, "unshuffle_stem must be one of True, False, got 1"),
     ],
 )
 def test_bad_sizes_raise(fields, message):

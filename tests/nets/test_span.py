@@ -66,6 +66,7 @@ def test_other_images_have_the_mean_of_the_three_taken_off():
     [
         ({"scale": 5}, "scale must be one of 1, 2, 3, 4, 8, got 5"),
         ({"num_feat": 0}, "num_feat must be an integer of at least 1, got 0"),
+        ({"normalize": "no"}, "normalize must be one of True, False, got 'no'"),
         ({"num_block": 2.0}, r"num_block must be an integer of at least 1, got 2\.0"),
     ],
 )

@@ -1,0 +1,92 @@
+"""FLOPs of a call of each of our operators, by the shapes of its tensors, as torch's flop counter wants them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .depthwise_conv2d import depthwise_conv2d_flops
+from .selective_scan import selective_scan_flops
+from .selective_scan_2d import selective_scan_2d_flops
+from .window_attention import window_attention_flops
+from .window_attention.operands import Layout, Operands
+
+Shape = tuple[int, ...]
+# Flops of one call from the shapes of its tensors, as torch.utils.flop_counter calls it; a product and a sum are two.
+Formula = Callable[..., int]
+
+
+def scan(u: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::selective_scan`: 9 flops for each state and step, by the convention of VMamba."""
+    batch, channels, length = u
+    return selective_scan_flops(batch, channels, length, A[1])
+
+
+def scan_2d(x: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::selective_scan_2d`: the same for each direction."""
+    batch, height, width, channels = x
+    return selective_scan_2d_flops(batch, height, width, channels, A[2], directions=A[0])
+
+
+def scan_backward(u: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
+    """Backward of `claritycore::selective_scan`: about 22 flops for each state and step."""
+    return scan(u, delta, A) * 22 // 9
+
+
+def scan_2d_backward(x: Shape, delta: Shape, A: Shape, *_: Any, **__: Any) -> int:
+    """Backward of `claritycore::selective_scan_2d`."""
+    return scan_2d(x, delta, A) * 22 // 9
+
+
+def depthwise(x: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::depthwise_conv2d`: a product and a sum for each output element and tap."""
+    return depthwise_conv2d_flops(*x, *weight[2:])
+
+
+def depthwise_backward(
+    x: Shape,
+    weight: Shape,
+    bias: Shape | None,
+    y: Shape | None,
+    grad_y: Shape,
+    activation: str | None,
+    wanted: Sequence[bool],
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Backward of `claritycore::depthwise_conv2d`: as many for each gradient, and for what is recomputed."""
+    return depthwise(x, weight) * (sum(wanted[:2]) + (activation is not None and y is None))
+
+
+def windows(*inputs: Any, **_: Any) -> int:
+    """`claritycore::window_attention`: the logits and the mean of values, for the keys that each query sees."""
+    qkv, kv, _, _, tokens, *layout = inputs
+    batch, height, width, channels = qkv
+    channels //= 3 if kv is None else 1
+    sizes = batch, height, width, channels
+    return window_attention_flops(Layout(*layout[: len(Layout._fields)]), *sizes, tokens=tokens[1] if tokens else 0)
+
+
+def windows_backward(*inputs: Any, **_: Any) -> int:
+    """Backward of `claritycore::window_attention`: five products of matrices in the place of two."""
+    operands, layout = inputs[: len(Operands._fields)], inputs[len(Operands._fields) + 3 :]
+    return windows(*operands, *layout) * 5 // 2
+
+
+def kernel_flops() -> dict[Any, Formula]:
+    """The table, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`: a kernel adds a row or two.
+
+    >>> kernel_flops()[torch.ops.claritycore.depthwise_conv2d]((1, 8, 10, 10), (8, 1, 3, 3))
+    14400
+    """
+    ours = torch.ops.claritycore
+    return {
+        ours.depthwise_conv2d: depthwise,
+        ours.depthwise_conv2d_backward: depthwise_backward,
+        ours.selective_scan: scan,
+        ours.selective_scan_backward: scan_backward,
+        ours.selective_scan_2d: scan_2d,
+        ours.selective_scan_2d_backward: scan_2d_backward,
+        ours.window_attention: windows,
+        ours.window_attention_backward: windows_backward,
+    }
