@@ -89,7 +89,7 @@ V2 = 'SwinBlock(C, WindowAttention2d(C, heads, window_size=W, shift=S, bias="cpb
 
 BLOCK_SOURCES: dict[str, BlockSource] = {
     "swin": BlockSource(PLAIN, SWIN, INDICES),
-    "swinir": BlockSource(PLAIN, SWIN, INDICES),
+    "swinir": BlockSource(PLAIN[:-1] + ", mlp_ratio=2)", SWIN, INDICES),
     "torchvision": BlockSource(PLAIN, SWIN | MLP_OF_TORCHVISION, INDICES),
     "torchvision-v2": BlockSource(V2, SWIN | MLP_OF_TORCHVISION | COSINE, INDICES, _without_bias_of_keys),
     "timm-v2": BlockSource(

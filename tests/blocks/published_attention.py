@@ -176,17 +176,23 @@ class TheirMLP(nn.Module):
 
 
 class Swin(nn.Module):
-    """Of Microsoft, timm and SwinIR; shifted blocks hold their mask."""
+    """Of Microsoft and timm; shifted blocks hold their mask."""
+
+    mlp_ratio = 4
 
     def __init__(self, channels: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.attn, self.mlp = SwinAttention(channels, heads, window, shift), TheirMLP(channels, 4)
+        self.attn, self.mlp = SwinAttention(channels, heads, window, shift), TheirMLP(channels, self.mlp_ratio)
         self.register_buffer("attn_mask", self.attn.mask(2 * window, 2 * window) if shift else None)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+class SwinIR(Swin):
+    mlp_ratio = 2
 
 
 def torchvision_mlp(channels: int) -> nn.Sequential:
@@ -309,7 +315,7 @@ class HATOverlapping(nn.Module):
 
 PUBLISHED = {
     "swin": Swin,
-    "swinir": Swin,
+    "swinir": SwinIR,
     "torchvision": Torchvision,
     "torchvision-v2": TorchvisionV2,
     "timm-v2": TimmV2,

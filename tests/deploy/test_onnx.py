@@ -6,14 +6,20 @@ import torch
 from torch import nn
 
 from claritycore.blocks import (
+    ConvAttention,
     DeformableAttention2d,
     DySample,
+    GridAttention,
+    HybridAttention,
     MSGDown,
     MSGUp,
+    OverlappingCrossAttention,
     SelectiveScan2d,
     SkipFusion,
     SSMGlobalMixer,
+    SwinBlock,
     TransposedAttention,
+    WindowAttention2d,
 )
 from claritycore.kernels import depthwise_conv2d, selective_scan, selective_scan_2d
 from tests.strategies import normal
@@ -136,6 +142,17 @@ def test_the_scan_over_images_in_an_order_of_its_own():
         TransposedAttention(8, num_heads=2),
         DeformableAttention2d(8, num_heads=4, groups=2),
         DeformableAttention2d(8, num_heads=2, stride=2),
+        WindowAttention2d(8, 2, window_size=4, shift=2),
+        WindowAttention2d(8, 2, window_size=(3, 4), shift=(2, 1), bias="cpb", cosine=True),
+        WindowAttention2d(8, 2, window_size=3, dilation=2, bias="dynamic"),
+        OverlappingCrossAttention(8, 2, window_size=4),
+        OverlappingCrossAttention(8, 2, window_size=4, zero_border=True),
+        GridAttention(8, 2, grid_size=(4, 3)),
+        HybridAttention(8, 2, window_size=4, shift=2, global_size=3),
+        HybridAttention(8, 2, window_size=4, form="grid", global_size=2),
+        SwinBlock(8, WindowAttention2d(8, 2, window_size=4, shift=2)),
+        SwinBlock(8, WindowAttention2d(8, 2, window_size=4, cosine=True), post_norm=True),
+        ConvAttention(8, WindowAttention2d(8, 2, window_size=4), scale=0.5),
     ],
 )
 def test_the_blocks_at_other_sizes(block):
@@ -145,6 +162,17 @@ def test_the_blocks_at_other_sizes(block):
             parameter.add_(0.1 * torch.randn_like(parameter))
     sizes = (dict.fromkeys((0, 2, 3), DYNAMIC),)
     check(block, lambda size: (normal((size[0], 8, *size[1:])),), [(2, 5, 7), (1, 8, 3), (3, 12, 12)], sizes)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_window_attention_with_logits_scaled_from_outside(cosine):
+    block = SwinBlock(8, WindowAttention2d(8, 2, window_size=4, shift=2, cosine=cosine))
+
+    def make(size):
+        return normal((size[0], 8, *size[1:])), 1 + normal((size[0], 2), seed=1).abs()
+
+    sizes = dict.fromkeys((0, 2, 3), DYNAMIC), {0: DYNAMIC}
+    check(block, make, [(2, 5, 7), (1, 8, 3), (3, 12, 12)], sizes)
 
 
 def test_a_skip_of_another_size():
