@@ -158,7 +158,8 @@ def check_operands(x: Operands, layout: Layout) -> None:
             raise ValueError(f"num_heads must divide the {channels} channels of the queries, got {heads}")
         _check_shape("kv", x.kv, (*x.qkv.shape[:3], 2 * channels), "(B, H, W, 2C)")
     if x.bias_table is not None:
-        offsets = math.prod(w + k - 1 for w, k in zip(layout.window, layout.key_window, strict=True))
+        (rows, columns), (key_rows, key_columns) = layout.window, layout.key_window
+        offsets = (rows + key_rows - 1) * (columns + key_columns - 1)
         _check_shape("bias_table", x.bias_table, (offsets, heads), "an offset a row, a head a column")
     if x.logit_scale is not None:
         _check_shape("logit_scale", x.logit_scale, (batch, heads), "(B, num_heads)")

@@ -15,14 +15,16 @@ def attend(x: Operands, layout: Layout) -> Tensor:
     k, v = (_windows(part.to(x.dtype), *keys, layout.num_heads) for part in x.keys_and_values.chunk(2, -1))
     seen = _inside(keys[0], rows)[:, None, :, None] & _inside(keys[1], columns)[None, :, None, :]
     seen = seen.flatten(2).flatten(0, 1)  # (windows, keys)
-    v = v * seen[:, None, :, None]
-    k = k * seen[:, None, :, None]
-    if x.tokens is not None:
-        shared = x.tokens.to(x.dtype).unflatten(-1, (2, layout.num_heads, -1)).permute(2, 0, 3, 1, 4)[:, :, None]
-        k, v = (torch.cat([a, b.expand(-1, seen.shape[0], -1, -1, -1)], 3) for a, b in zip((k, v), shared, strict=True))
-        seen = F.pad(seen, (0, x.tokens.shape[1]), value=True)
-    if layout.cosine:
+    if layout.cosine:  # before the mask: vectors of zeros have no second derivative
         q, k = (F.normalize(part, dim=-1, eps=EPSILON) for part in (q, k))
+    k, v = (part.masked_fill(~seen[:, None, :, None], 0) for part in (k, v))
+    if x.tokens is not None:
+        token_k, token_v = (
+            x.tokens.to(x.dtype).unflatten(-1, (2, layout.num_heads, -1)).permute(2, 0, 3, 1, 4)[:, :, None]
+        )
+        token_k = F.normalize(token_k, dim=-1, eps=EPSILON) if layout.cosine else token_k
+        k, v = (torch.cat([a, b.expand(-1, len(seen), -1, -1, -1)], 3) for a, b in ((k, token_k), (v, token_v)))
+        seen = F.pad(seen, (0, x.tokens.shape[1]), value=True)
     logits = layout.scale * q @ k.transpose(-2, -1)
     if x.logit_scale is not None:
         logits = logits * x.logit_scale.to(x.dtype)[:, None, :, None, None]
