@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fallback_windows import Group, border, groups
 from .operands import EPSILON, Layout, Operands, expanded_bias, table_gradient
-from .windows import Group, border, groups
 
 PIECE = 2**20
 """So many logits are held at once, where one row of windows has no more."""
