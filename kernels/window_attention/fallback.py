@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fallback_windows import Group, border, groups
 from .operands import EPSILON, Layout, Operands, expanded_bias, table_gradient
-from .windows import Group, border, groups
 
 PIECE = 2**20
 """So many logits are held at once in backward, where one row of windows has no more."""
@@ -30,7 +30,7 @@ class Piece(NamedTuple):
     q: Tensor  # (B, windows, heads, pixels, d)
     k: Tensor  # (B, windows, heads, keys, d), the shared tokens last
     v: Tensor
-    bias: Tensor | None  # (heads, pixels, keys)
+    bias: Tensor | None  # (1, heads, pixels, keys); with one axis less torch's fused attention would keep logits
 
 
 def forward(x: Operands, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ def _pieces(x: Operands, layout: Layout, most: int) -> Iterator[Piece]:
     if x.tokens is not None:
         shared = x.tokens.to(x.dtype).unflatten(-1, (2 * heads, -1)).transpose(1, 2)[:, None]
     for group in groups(layout, x.qkv.shape[1:3]):
-        bias = None if whole is None else group.crop(whole).flatten(3).flatten(1, 2)
+        bias = None if whole is None else group.crop(whole).flatten(3).flatten(1, 2)[None]
         keys = group.keys_per_window + (0 if shared is None else shared.shape[3])
         if bias is not None:
             bias = F.pad(bias, (0, keys - bias.shape[-1]))

@@ -21,7 +21,13 @@ from claritycore.blocks import (
     TransposedAttention,
     WindowAttention2d,
 )
-from claritycore.kernels import depthwise_conv2d, selective_scan, selective_scan_2d
+from claritycore.kernels import (
+    depthwise_conv2d,
+    overlapping_window_attention,
+    selective_scan,
+    selective_scan_2d,
+    window_attention,
+)
 from tests.strategies import normal
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -207,6 +213,37 @@ def test_the_depthwise_convolution_at_other_sizes(activation):
 def test_the_depthwise_convolution_in_half_precision():
     arguments = normal((1, 4, 7, 9), dtype=torch.float16), normal((4, 1, 5, 5), seed=1, dtype=torch.float16)
     check(DepthwiseConv("gelu"), lambda size: arguments, [()], None, 5e-3)
+
+
+class WindowAttention(nn.Module):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, qkv, bias_table, logit_scale=None, tokens=None):
+        if "key_window_size" in self.options:
+            return overlapping_window_attention(qkv, bias_table, **self.options)
+        return window_attention(qkv, bias_table, logit_scale=logit_scale, tokens=tokens, **self.options)
+
+
+@pytest.mark.parametrize(
+    ("options", "offsets", "further"),
+    [
+        ({"window_size": 4, "shift": 2}, 49, 1),
+        ({"window_size": (3, 4), "shift": (1, 3), "dilation": (2, 3), "cosine": True}, 35, 2),
+        ({"window_size": 4, "key_window_size": 6}, 81, 0),
+        ({"window_size": (2, 4), "key_window_size": (6, 6), "zero_border": True}, 63, 0),
+    ],
+    ids=str,
+)
+def test_window_attention_at_other_sizes(options, offsets, further):
+    def make(size):
+        batch, height, width = size
+        more = normal((batch, 2), seed=2) + 1, normal((batch, 3, 12), seed=3)
+        return normal((batch, height, width, 18)), normal((offsets, 2), seed=1), *more[:further]
+
+    shapes = (dict.fromkeys((0, 1, 2), DYNAMIC), {}, *[{0: DYNAMIC}] * further)
+    check(WindowAttention(num_heads=2, **options), make, [(2, 9, 7), (1, 1, 3), (3, 16, 8)], shapes)
 
 
 def test_training_mode_is_refused():
