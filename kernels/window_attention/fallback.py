@@ -41,9 +41,7 @@ def forward(x: Operands, layout: Layout) -> tuple[Tensor, Tensor]:
         if x.logit_scale is not None:
             q = q * x.logit_scale[piece.images].to(x.dtype)[:, None, :, None, None]
         flat = (part.flatten(0, 1) for part in (q, k, piece.v))
-        # A bias of three axes would be right, too, but torch has a fused form on the CPU for four alone.
-        bias = None if piece.bias is None else piece.bias[None]
-        attended = F.scaled_dot_product_attention(*flat, attn_mask=bias, scale=layout.scale)
+        attended = F.scaled_dot_product_attention(*flat, attn_mask=piece.bias, scale=layout.scale)
         piece.group.write_queries(y[piece.images], attended)
     return y, y.new_empty(0)
 

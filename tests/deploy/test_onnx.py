@@ -1,10 +1,14 @@
 """ONNX of the kernels and of the blocks on them, run by onnxruntime at sizes other than the exported one."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import claritycore
 from claritycore.blocks import (
     ConvAttention,
     DeformableAttention2d,
@@ -136,31 +140,28 @@ def test_the_scan_over_images_in_an_order_of_its_own():
     check(Scan2d(directions=("row", "row_reversed"), delta_softplus=True), make, [(4, 6)], None)
 
 
-@pytest.mark.parametrize(
-    "block",
-    [
-        SelectiveScan2d(8, d_state=4),
-        SSMGlobalMixer(8, d_state=4, gate=1.0),
-        DySample(8, dyscope=True),
-        DySample(8, style="pl"),
-        MSGDown(8, form="unshuffle"),
-        MSGUp(8, form="dysample"),
-        TransposedAttention(8, num_heads=2),
-        DeformableAttention2d(8, num_heads=4, groups=2),
-        DeformableAttention2d(8, num_heads=2, stride=2),
-        WindowAttention2d(8, 2, window_size=4, shift=2),
-        WindowAttention2d(8, 2, window_size=(3, 4), shift=(2, 1), bias="cpb", cosine=True),
-        WindowAttention2d(8, 2, window_size=3, dilation=2, bias="dynamic"),
-        OverlappingCrossAttention(8, 2, window_size=4),
-        OverlappingCrossAttention(8, 2, window_size=4, zero_border=True),
-        GridAttention(8, 2, grid_size=(4, 3)),
-        HybridAttention(8, 2, window_size=4, shift=2, global_size=3),
-        HybridAttention(8, 2, window_size=4, form="grid", global_size=2),
-        SwinBlock(8, WindowAttention2d(8, 2, window_size=4, shift=2)),
-        SwinBlock(8, WindowAttention2d(8, 2, window_size=4, cosine=True), post_norm=True),
-        ConvAttention(8, WindowAttention2d(8, 2, window_size=4), scale=0.5),
-    ],
-)
+BLOCKS = [
+    SelectiveScan2d(8, d_state=4),
+    SSMGlobalMixer(8, d_state=4, gate=1.0),
+    DySample(8, dyscope=True),
+    DySample(8, style="pl"),
+    MSGDown(8, form="unshuffle"),
+    MSGUp(8, form="dysample"),
+    TransposedAttention(8, num_heads=2),
+    DeformableAttention2d(8, num_heads=4, groups=2),
+    DeformableAttention2d(8, num_heads=2, stride=2),
+    WindowAttention2d(8, 2, window_size=(3, 4), shift=(2, 1), bias="cpb", cosine=True),
+    WindowAttention2d(8, 2, window_size=3, dilation=2, bias="dynamic"),
+    OverlappingCrossAttention(8, 2, window_size=4, zero_border=True),
+    GridAttention(8, 2, grid_size=(4, 3)),
+    HybridAttention(8, 2, window_size=4, shift=2, global_size=3),
+    HybridAttention(8, 2, window_size=4, form="grid", global_size=2),
+    SwinBlock(8, WindowAttention2d(8, 2, window_size=4, shift=2)),
+    ConvAttention(8, WindowAttention2d(8, 2, window_size=4), scale=0.5),
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: type(block).__name__)
 def test_the_blocks_at_other_sizes(block):
     torch.manual_seed(0)
     with torch.no_grad():
@@ -170,9 +171,15 @@ def test_the_blocks_at_other_sizes(block):
     check(block, lambda size: (normal((size[0], 8, *size[1:])),), [(2, 5, 7), (1, 8, 3), (3, 12, 12)], sizes)
 
 
-@pytest.mark.parametrize("cosine", [False, True])
-def test_window_attention_with_logits_scaled_from_outside(cosine):
-    block = SwinBlock(8, WindowAttention2d(8, 2, window_size=4, shift=2, cosine=cosine))
+def test_every_attention_of_the_table_of_support_is_exported():
+    page = (Path(claritycore.__file__).parent / "docs" / "attention.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` .* (yes|no) \| one graph", page, re.MULTILINE)
+    assert len(rows) == 8
+    assert {name for name, onnx in rows if onnx == "yes"} <= {type(block).__name__ for block in BLOCKS}
+
+
+def test_window_attention_with_logits_scaled_from_outside():
+    block = SwinBlock(8, WindowAttention2d(8, 2, window_size=4, shift=2, cosine=True), post_norm=True)
 
     def make(size):
         return normal((size[0], 8, *size[1:])), 1 + normal((size[0], 2), seed=1).abs()
