@@ -1,8 +1,8 @@
-"""SwinBlock, GridAttention and HybridAttention, forward and backward.
+"""SwinBlock, OverlappingCrossAttention, GridAttention and HybridAttention, forward and backward.
 
 Peers: the block of Swin as torchvision's `shifted_window_attention` computes it (roll, cut into windows, mask, attend,
-put back, roll back); the grid of MaxViT as timm cuts it by reshaping; windows cut by reshaping, with pooled tokens
-joined to the keys of each. All of them at sizes that windows divide, for want of others there.
+put back, roll back); HAT's attention with its keys unfolded, as its authors write it; the grid of MaxViT as timm cuts it
+by reshaping; windows cut by reshaping, with pooled tokens joined to the keys of each. All of them at sizes that windows divide, for want of others there.
 
 python -m benchmarks.window_blocks
 """
@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from claritycore.blocks import GridAttention, HybridAttention, SwinBlock, WindowAttention2d
+from claritycore.blocks import GridAttention, HybridAttention, OverlappingCrossAttention, SwinBlock, WindowAttention2d
 from claritycore.blocks.hybrid_attention import grid_steps
-from claritycore.kernels import window_attention
+from claritycore.kernels import overlapping_window_attention, window_attention
 
 from .runner import Benchmark, Case, Work, main
 
@@ -33,12 +33,12 @@ def feature_map(case: Case, device: torch.device, dtype: torch.dtype) -> dict[st
     return {"x": x.contiguous(memory_format=case["memory_format"])}
 
 
-def work_of(linears: int, tokens: int = 0):
+def work_of(linears: int, tokens: int = 0, overlap: float = 0.0):
     """The map in and out, with the gradients of both; C x C products for each pixel, and what it attends to."""
 
     def work(case: Case, dtype: torch.dtype, backward: bool) -> Work:
         c, pixels = case["channels"], case["size"] ** 2
-        products = pixels * (linears * c * c + 2 * c * (case["window"] ** 2 + tokens))
+        products = pixels * (linears * c * c + 2 * c * (((1 + overlap) * case["window"]) ** 2 + tokens))
         return Work(bytes=(4 if backward else 2) * pixels * c * dtype.itemsize, flops=(6 if backward else 2) * products)
 
     return work
@@ -59,6 +59,14 @@ def by_reference(attention, x: Tensor) -> Tensor:
         means = F.adaptive_avg_pool2d(x, attention.global_size).flatten(2).mT
         options["tokens"] = attention.qkv(means)[..., attention.channels :]
     y = window_attention(qkv, attention.position_bias(), **options)
+    return _like(attention.proj(y).permute(0, 3, 1, 2), x)
+
+
+def overlapping_by_reference(attention: OverlappingCrossAttention, x: Tensor) -> Tensor:
+    qkv, sizes = attention.qkv(x.permute(0, 2, 3, 1)), (attention.window_size, attention.key_window_size)
+    options = {"num_heads": attention.num_heads, "zero_border": attention.zero_border, "backend": "reference"}
+    options |= dict(zip(("window_size", "key_window_size"), sizes, strict=True))
+    y = overlapping_window_attention(qkv, attention.position_bias(), **options)
     return _like(attention.proj(y).permute(0, 3, 1, 2), x)
 
 
@@ -92,6 +100,22 @@ def _rolled(attention: WindowAttention2d, x: Tensor) -> Tensor:
     y = _attended(attention, attention.qkv(windows), mask.to(x.dtype))
     y = rearrange(y, "(b h w) (i j) c -> b (h i) (w j) c", i=window, **cut)
     return torch.roll(y, (shift, shift), (1, 2))
+
+
+def overlapping_by_unfolding(attention: OverlappingCrossAttention, x: Tensor) -> Tensor:
+    (window, _), (wider, _), heads = attention.window_size, attention.key_window_size, attention.num_heads
+    q, *kv = attention.qkv(x.permute(0, 2, 3, 1)).chunk(3, -1)
+    q = rearrange(q, "b (h i) (w j) (head d) -> (b h w) head (i j) d", i=window, j=window, head=heads)
+    kv = (F.unfold(t.permute(0, 3, 1, 2), wider, padding=(wider - window) // 2, stride=window) for t in kv)
+    k, v = (rearrange(t, "b (head d p) n -> (b n) head p d", head=heads, p=wider**2) for t in kv)
+    steps = (torch.arange(window, device=x.device)[:, None] - torch.arange(wider, device=x.device)) + wider - 1
+    index = steps[:, None, :, None] * (window + wider - 1) + steps[None, :, None, :]
+    bias = attention.position_bias()[index.flatten()].view(window**2, wider**2, heads).permute(2, 0, 1)
+    weights = ((q * q.shape[-1] ** -0.5) @ k.mT + bias).softmax(-1)
+    y = rearrange(
+        weights @ v, "(b h w) head (i j) d -> b (h i) (w j) (head d)", b=len(x), h=x.shape[2] // window, i=window
+    )
+    return _like(attention.proj(y).permute(0, 3, 1, 2), x)
 
 
 def grid_by_reshaping(attention: GridAttention, x: Tensor) -> Tensor:
@@ -141,6 +165,10 @@ def swin(case: Case) -> SwinBlock:
     return SwinBlock(case["channels"], WindowAttention2d(case["channels"], case["heads"], **options), mlp_ratio=2)
 
 
+def overlapping(case: Case) -> OverlappingCrossAttention:
+    return OverlappingCrossAttention(case["channels"], case["heads"], window_size=case["window"], zero_border=True)
+
+
 def grid(case: Case) -> GridAttention:
     return GridAttention(case["channels"], case["heads"], grid_size=case["window"])
 
@@ -167,8 +195,12 @@ def benchmark(name: str, build, reference, peer: str, by_peer, work) -> Benchmar
 
 
 SWIN = benchmark("swin_block", swin, swin_by_reference, "rolled", swin_by_rolling, work_of(8))
+OVERLAPPING = benchmark(
+    *("overlapping_cross_attention", overlapping, overlapping_by_reference, "unfolded", overlapping_by_unfolding),
+    work_of(4, overlap=0.5),
+)
 GRID = benchmark("grid_attention", grid, by_reference, "reshaped", grid_by_reshaping, work_of(4))
 HYBRID = benchmark("hybrid_attention", hybrid, by_reference, "reshaped", hybrid_by_reshaping, work_of(4, TOKENS**2))
 
 if __name__ == "__main__":
-    raise SystemExit(main(SWIN, GRID, HYBRID))
+    raise SystemExit(main(SWIN, OVERLAPPING, GRID, HYBRID))

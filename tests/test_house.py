@@ -35,6 +35,7 @@ WITHOUT_BENCHMARK = {
         "reads or renames, once",
     ),
     "convert_block_state": "renames, once",
+    "ConvAttention": "the time is that of its attention and of two convolutions",
     **dict.fromkeys(["BlockSource", "CheckpointInfo", "MatchReport"], "only tells what was found"),
     **dict.fromkeys(["AutoConfig", "AutoModel", "BaseConfig", "RestorationNet"], "makes things once"),
     **dict.fromkeys(["list_models", "register_config", "register_presets", "Kernel"], "looks a name up"),

@@ -258,7 +258,7 @@ def test_computed_biases_in_half_precision_know_their_offsets(kind, tolerance):
         OverlappingCrossAttention(4, 2, window_size=4),
         OverlappingCrossAttention(4, 2, window_size=(2, 4), overlap_ratio=1.0, zero_border=True),
     ],
-    ids=str,
+    ids=lambda block: type(block).__name__,
 )
 def test_tiles_that_begin_at_multiples_equal_the_whole(block):
     stirred(block)
@@ -266,15 +266,13 @@ def test_tiles_that_begin_at_multiples_equal_the_whole(block):
     torch.testing.assert_close(tile_by_tile(block, x), block(x), **EXACT)
 
 
-def tile_by_tile(block, x):
-    """Compute cores of 12 pixels or so, each with at least `receptive_radius` pixels around it."""
+def tile_by_tile(block, x, core=13):
+    """Compute cores anywhere, each in a tile that begins at a multiple and has `receptive_radius` pixels around it."""
     multiple, radius = block.tile_multiple, block.receptive_radius
-    core = -(-12 // multiple) * multiple
-    before = -(-radius // multiple) * multiple
     y = torch.empty_like(x)
     for i in range(0, x.shape[2], core):
         for j in range(0, x.shape[3], core):
-            top, left = max(i - before, 0), max(j - before, 0)
+            top, left = (max(at - radius, 0) // multiple * multiple for at in (i, j))
             part = block(x[:, :, top : i + core + radius, left : j + core + radius])
             y[:, :, i : i + core, j : j + core] = part[:, :, i - top :, j - left :][:, :, :core, :core]
     return y
