@@ -175,4 +175,4 @@ def _averages(length: int, parts: int, like: Tensor) -> Tensor:
     part, pixel = torch.arange(parts, device=like.device)[:, None], torch.arange(length, device=like.device)
     first, last = part * length // parts, ((part + 1) * length + parts - 1) // parts
     inside = (pixel >= first) & (pixel < last)
-    return (inside / (last - first)).to(like.dtype)
+    return inside.to(like.dtype) / (last - first)

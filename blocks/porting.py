@@ -19,9 +19,12 @@ class BlockSource:
 
     Args:
         target: the block here that takes them.
-        names: prefixes there, and what they are here; a tensor that none fits is refused.
+        names: names there, or what they begin with up to a dot, and what that is here; others are refused.
         unused: tensors that are computed here, by the end of their names.
-        change: what else differs.
+        change: what else differs, of those tensors that there are.
+
+    >>> BLOCK_SOURCES["scunet"].names["msa.linear."]
+    'attn.proj.'
     """
 
     target: str
@@ -36,19 +39,22 @@ def _without_bias_of_keys(state: State) -> State:
         bias = state["attn.qkv.bias"].clone()
         bias.chunk(3)[1].zero_()
         state["attn.qkv.bias"] = bias
-    state["attn.log_scale"] = state["attn.log_scale"].flatten()
+    if "attn.log_scale" in state:
+        state["attn.log_scale"] = state["attn.log_scale"].flatten()
     return state
 
 
 def _with_separate_biases(state: State) -> State:
     """Join the biases of queries and values that timm holds apart."""
-    q, v = state.pop("attn.q_bias"), state.pop("attn.v_bias")
-    return _without_bias_of_keys(state | {"attn.qkv.bias": torch.cat([q, torch.zeros_like(q), v])})
+    if {"attn.q_bias", "attn.v_bias"} <= state.keys():
+        q, v = state.pop("attn.q_bias"), state.pop("attn.v_bias")
+        state["attn.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    return _without_bias_of_keys(state)
 
 
 def _table_by_offset(state: State) -> State:
     """SCUNet holds (heads, 2W - 1, 2W - 1)."""
-    return state | {TABLE: state[TABLE].flatten(1).T.contiguous()}
+    return state | {TABLE: state[TABLE].flatten(1).T.contiguous()} if TABLE in state else state
 
 
 def _table_from_the_other_end(state: State) -> State:
@@ -57,9 +63,11 @@ def _table_from_the_other_end(state: State) -> State:
     Its index is (ky - qy + W - K + 1) and likewise across, for windows W and K of queries and keys, and negative ones
     are taken from the end. HAT's K is half as large again as W.
     """
+    if TABLE not in state:
+        return state
     table = state[TABLE]
     side = round(len(table) ** 0.5)  # W + K - 1
-    window = next((w for w in range(1, side + 1) if 2 * w + w // 2 - 1 == side), None)
+    window = next((w for w in range(1, side + 1) if 2 * w + w // 2 - 1 == side and w // 2 % 2 == 0), None)
     if side * side != len(table) or window is None:
         raise ValueError(f"the table of HAT's OCAB must have (W + K - 1)^2 rows for K = 1.5 W, got {len(table)}")
     keys = window + window // 2
@@ -84,7 +92,7 @@ V2 = 'SwinBlock(C, WindowAttention2d(C, heads, window_size=W, shift=S, bias="cpb
 
 BLOCK_SOURCES: dict[str, BlockSource] = {
     "swin": BlockSource(PLAIN, SWIN, INDICES),
-    "swinir": BlockSource(PLAIN, SWIN, INDICES),
+    "swinir": BlockSource(PLAIN[:-1] + ", mlp_ratio=2)", SWIN, INDICES),
     "torchvision": BlockSource(PLAIN, SWIN | MLP_OF_TORCHVISION, INDICES),
     "torchvision-v2": BlockSource(V2, SWIN | MLP_OF_TORCHVISION | COSINE, INDICES, _without_bias_of_keys),
     "timm-v2": BlockSource(
@@ -156,10 +164,18 @@ def convert_block_state(state: Mapping[str, Tensor], source: str) -> dict[str, T
     layout = BLOCK_SOURCES[source]
     converted = {}
     for name, tensor in state.items():
-        if name.endswith(layout.unused) and layout.unused:
+        if name.endswith(layout.unused):
             continue
-        prefix = next((prefix for prefix in layout.names if name.startswith(prefix)), None)
-        if prefix is None:
+        here = _name_here(name, layout.names)
+        if here is None:
             raise ValueError(f"{name!r} is no tensor of a block of {source}: known are {', '.join(layout.names)}")
-        converted[layout.names[prefix] + name.removeprefix(prefix)] = tensor
+        converted[here] = tensor
     return layout.change(converted)
+
+
+def _name_here(name: str, names: Mapping[str, str]) -> str | None:
+    """Return what a tensor is called here, None if it has no place."""
+    for known, here in names.items():
+        if name == known or (known.endswith(".") and name.startswith(known)):
+            return here + name.removeprefix(known)
+    return None

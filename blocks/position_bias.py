@@ -48,8 +48,8 @@ class ContinuousBias(nn.Module):
     r"""Compute the bias of an offset by a small network from its logarithm: the continuous position bias of Swin V2.
 
     :math:`b = 16 \, \sigma(W_2 \, \mathrm{relu}(W_1 \hat o + b_1))` with
-    :math:`\hat o = \mathrm{sign}(o) \log_2(1 + 8 |o| / (W - 1)) / 3` for offsets o up to W - 1, so that another window
-    size takes the same weights.
+    :math:`\hat o = \mathrm{sign}(o) \log_2(1 + 8 |o| / (W - 1)) / 3` for offsets o up to W - 1 (of larger windows of
+    keys, to (W + K) / 2 - 1, which then takes its place), so that another window size takes the same weights.
 
     Shape:
         returns: ``((Wh + Kh - 1)(Ww + Kw - 1), num_heads)``
@@ -76,8 +76,7 @@ class ContinuousBias(nn.Module):
 
     def forward(self) -> Tensor:
         offsets = _offsets(self.window_size, self.key_window_size, next(self.cpb_mlp.parameters()))
-        furthest = offsets.new_tensor([max(k - 1, 1) for k in self.window_size])
-        scaled = 8 * offsets / furthest
+        scaled = 8 * offsets / offsets.amax(0).clamp(min=1)
         return 16 * torch.sigmoid(self.cpb_mlp(torch.sign(scaled) * torch.log2(1 + scaled.abs()) / 3))
 
 

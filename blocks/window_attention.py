@@ -156,7 +156,7 @@ class OverlappingCrossAttention(Projections):
     Raises:
         TypeError: if the input is not floating point.
         ValueError: if ``num_heads`` does not divide ``channels``, a number is < 1, windows of keys are larger by an odd
-            number, ``bias`` is another word, or the input has another number of channels.
+            number or an infinite one, ``bias`` is another word, or the input has another number of channels.
 
     Source:
         HAT (arXiv:2205.04437), section 3.2.
@@ -181,7 +181,7 @@ class OverlappingCrossAttention(Projections):
         super().__init__(channels, num_heads, qkv_bias=qkv_bias)
         self.window_size = pair("window_size", window_size)
         if not 0 <= overlap_ratio < math.inf:
-            raise ValueError(f"overlap_ratio must be at least 0, got {overlap_ratio}")
+            raise ValueError(f"overlap_ratio must be at least 0 and finite, got {overlap_ratio}")
         extra = [int(overlap_ratio * w) for w in self.window_size]
         if any(more % 2 for more in extra):
             raise ValueError(f"overlap_ratio must enlarge {self.window_size} by even numbers, got {overlap_ratio}")
@@ -209,7 +209,7 @@ class OverlappingCrossAttention(Projections):
 
 def pair(name: str, value: Pair, *, least: int = 1) -> tuple[int, int]:
     """Return height and width; one number stands for both."""
-    both = (value, value) if isinstance(value, int) else tuple(value)
+    both = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(both) != 2 or any(type(v) is not int or v < least for v in both):
         raise ValueError(f"{name} must be one or two integers of at least {least}, got {value!r}")
     return both[0], both[1]

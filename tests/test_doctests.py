@@ -1,4 +1,4 @@
-"""Every example in a docstring of the package, in README.md and in CONTRIBUTING.md runs and prints what it says."""
+"""Every example in a docstring of the package, in README.md, CONTRIBUTING.md and docs/ runs and prints what it says."""
 
 import doctest
 import importlib
@@ -34,6 +34,11 @@ def test_docstring_examples(name):
 
 PAGES = "".join((ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md"))
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGES, flags=re.DOTALL)
+# Those of a page in docs/ go on from each other.
+EXAMPLES += [
+    "".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)) for page in ROOT.glob("docs/*.md")
+]
+EXAMPLES = [example for example in EXAMPLES if example]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))

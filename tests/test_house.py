@@ -30,8 +30,13 @@ FURTHER_KERNEL_FILES = re.compile(r"(fallback|fused|operands)(_\w+)?\.py")
 # Public names that no benchmark times, each with the reason.
 WITHOUT_BENCHMARK = {
     **dict.fromkeys(["read_image", "write_image", "Picture"], "the time is that of Pillow, imagecodecs and tifffile"),
-    **dict.fromkeys(["convert_state", "freeze", "inspect_checkpoint", "load_matching"], "reads or renames, once"),
-    **dict.fromkeys(["CheckpointInfo", "MatchReport"], "only tells what was found"),
+    **dict.fromkeys(
+        ["convert_state", "freeze", "inspect_checkpoint", "load_matching"],
+        "reads or renames, once",
+    ),
+    "convert_block_state": "renames, once",
+    "ConvAttention": "the time is that of its attention and of two convolutions",
+    **dict.fromkeys(["BlockSource", "CheckpointInfo", "MatchReport"], "only tells what was found"),
     **dict.fromkeys(["AutoConfig", "AutoModel", "BaseConfig", "RestorationNet"], "makes things once"),
     **dict.fromkeys(["list_models", "register_config", "register_presets", "Kernel"], "looks a name up"),
     **dict.fromkeys(["Aux", "RestorationOutput", "Summary"], "only holds what others computed"),

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fallback_windows import Group, border, groups
 from .operands import EPSILON, Layout, Operands, expanded_bias, table_gradient
-from .windows import Group, border, groups
 
 PIECE = 2**20
 """So many logits are held at once in backward, where one row of windows has no more."""
@@ -30,7 +30,7 @@ class Piece(NamedTuple):
     q: Tensor  # (B, windows, heads, pixels, d)
     k: Tensor  # (B, windows, heads, keys, d), the shared tokens last
     v: Tensor
-    bias: Tensor | None  # (heads, pixels, keys)
+    bias: Tensor | None  # (1, heads, pixels, keys); with one axis less torch's fused attention would keep logits
 
 
 def forward(x: Operands, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -41,9 +41,7 @@ def forward(x: Operands, layout: Layout) -> tuple[Tensor, Tensor]:
         if x.logit_scale is not None:
             q = q * x.logit_scale[piece.images].to(x.dtype)[:, None, :, None, None]
         flat = (part.flatten(0, 1) for part in (q, k, piece.v))
-        # A bias of three axes would be right, too, but torch has a fused form on the CPU for four alone.
-        bias = None if piece.bias is None else piece.bias[None]
-        attended = F.scaled_dot_product_attention(*flat, attn_mask=bias, scale=layout.scale)
+        attended = F.scaled_dot_product_attention(*flat, attn_mask=piece.bias, scale=layout.scale)
         piece.group.write_queries(y[piece.images], attended)
     return y, y.new_empty(0)
 
@@ -110,7 +108,7 @@ def _pieces(x: Operands, layout: Layout, most: int) -> Iterator[Piece]:
     if x.tokens is not None:
         shared = x.tokens.to(x.dtype).unflatten(-1, (2 * heads, -1)).transpose(1, 2)[:, None]
     for group in groups(layout, x.qkv.shape[1:3]):
-        bias = None if whole is None else group.crop(whole).flatten(3).flatten(1, 2)
+        bias = None if whole is None else group.crop(whole).flatten(3).flatten(1, 2)[None]
         keys = group.keys_per_window + (0 if shared is None else shared.shape[3])
         if bias is not None:
             bias = F.pad(bias, (0, keys - bias.shape[-1]))

@@ -267,6 +267,13 @@ def parameters(x: Operands) -> tuple[Tensor | None, Tensor | None]:
     return table, logit_scale
 
 
+def in_one_dtype(x: Operands) -> Operands:
+    """Cast what is multiplied to the dtype of the queries, where it has another."""
+    return x._replace(
+        **{name: None if t is None else t.to(x.qkv.dtype) for name, t in (("kv", x.kv), ("tokens", x.tokens))}
+    )
+
+
 def maps_of(x: Operands) -> tuple[Map, Map, Map]:
     """Read queries, keys and values."""
     return map_of(x.queries), *(map_of(part) for part in x.keys_and_values.chunk(2, -1))
@@ -282,6 +289,7 @@ def tokens_of(x: Operands) -> tuple[Map | None, Map | None, int | None]:
 
 def forward(x: Operands, layout: Layout) -> tuple[Tensor, Tensor]:
     """Attend; see `Operands`."""
+    x = in_one_dtype(x)
     batch, height, width, channels = x.queries.shape
     y = torch.empty(batch, height, width, channels, dtype=x.qkv.dtype, device=x.qkv.device)
     log_sum = torch.empty(batch, layout.num_heads, height, width, dtype=x.dtype, device=x.qkv.device)

@@ -33,6 +33,7 @@ from .fused import (
     _write,
     by_head,
     cut_of,
+    in_one_dtype,
     map_of,
     maps_of,
     options,
@@ -254,7 +255,7 @@ def backward(
     x: Operands, layout: Layout, y: Tensor, log_sum: Tensor, grad_y: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Differentiate; see `Operands`."""
-    call = _Call(x, layout, y, log_sum, grad_y)
+    call = _Call(in_one_dtype(x), layout, y, log_sum, grad_y)
     with torch.cuda.device_of(x.qkv):
         found = call.differentiate()
     return x.like({name: found[name] for name, needed in zip(x._fields, wanted, strict=True) if needed})
@@ -269,7 +270,7 @@ class _Share(NamedTuple):
     @classmethod
     def of(cls, windows: int, others: int, device: torch.device) -> "_Share":
         """Divide, where each part of the windows takes `others` programs."""
-        wanted = max(1, min(windows, PROGRAMS_PER_PROCESSOR * processors(device) // others))
+        wanted = max(1, min(windows, PROGRAMS_PER_PROCESSOR * processors(device) // max(1, others)))
         each = triton.cdiv(windows, wanted)
         return cls(each, triton.cdiv(windows, each))
 

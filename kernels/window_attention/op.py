@@ -1,6 +1,5 @@
 """Window attention as one operator: its contract, its checks, and what torch needs to know of it."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from ..dispatch import Backend, Kernel
 from ..operand_rules import fold, refuse_second_derivative, register_autocast, under_autocast, unfold
 from .operands import Layout, Operands, check_operands
+from .operands_heads import fold_heads, folded, parts_of, unfold_heads, with_heads_of_all
 from .reference import attend
 
 KERNEL = Kernel("window_attention")
@@ -138,30 +138,13 @@ def overlapping_window_attention(
     return _attend(Operands(qkv, None, bias_table, None, None), layout, scale, backend)
 
 
-def window_attention_flops(
-    layout: Layout, batch: int, height: int, width: int, channels: int, *, tokens: int = 0
-) -> int:
-    """Count the floating-point operations of one forward call: 4 C for each query and each key that it sees.
-
-    Backward takes 2.5 times as many.
-    """
-    pairs = math.prod(axis.pairs for axis in layout.axes((height, width)))
-    return 4 * batch * channels * (pairs + tokens * height * width)
-
-
-def window_attention_bytes(
-    batch: int, height: int, width: int, channels: int, *, itemsize: int = 4, backward: bool = False
-) -> int:
-    """Count the bytes that no window attention can avoid to move: qkv and y, and with `backward` the gradients too."""
-    return itemsize * batch * height * width * channels * (12 if backward else 4)
-
-
 def _pair(value: Pair) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
 def _attend(x: Operands, layout: Layout, scale: float | None, backend: Backend) -> Tensor:
-    if x.logit_scale is not None and isinstance(x.qkv, Tensor) and x.logit_scale.ndim <= 2:
+    one_for_all = x.logit_scale is not None and (x.logit_scale.ndim == 1 or x.logit_scale.shape[:-1] == (1,))
+    if one_for_all and isinstance(x.qkv, Tensor):
         x = x._replace(logit_scale=x.logit_scale.expand(x.qkv.shape[0], -1))
     check_operands(x, layout)
     if scale is None:
@@ -274,11 +257,11 @@ register_autocast("claritycore::window_attention", _attention, Operands._fields,
 @_attention.register_vmap
 def _(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int | None]]:
     size, form = info.batch_size, inputs[-1]
-    operands = _folded(size, dims, inputs[:OPERANDS])
-    y, log_sum = _attention(*operands, *_with_heads_of_all(size, inputs[OPERANDS:-1]), form)
+    operands = folded(size, dims, inputs[:OPERANDS])
+    y, log_sum = _attention(*operands, *with_heads_of_all(size, inputs[OPERANDS:-1]), form)
     if form == "torch":  # which keeps no sums
-        return (_unfold_heads(y, 1, size), log_sum), (0, None)
-    return (_unfold_heads(y, 1, size), unfold(log_sum, 1, size)), (0, 1)
+        return (unfold_heads(y, 1, size), log_sum), (0, None)
+    return (unfold_heads(y, 1, size), unfold(log_sum, 1, size)), (0, 1)
 
 
 @_attention_backward.register_vmap
@@ -286,34 +269,10 @@ def _(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[list[Tenso
     size, (y, log_sum, grad_y) = info.batch_size, inputs[OPERANDS : OPERANDS + 3]
     operands, (of_y, of_log_sum, of_grad) = inputs[:OPERANDS], dims[OPERANDS : OPERANDS + 3]
     *layout, wanted, form = inputs[OPERANDS + 3 :]
-    results = _fold_heads(y, of_y, 1, size), log_sum if form == "torch" else fold(log_sum, of_log_sum, 1, size)
+    results = fold_heads(y, of_y, 1, size), log_sum if form == "torch" else fold(log_sum, of_log_sum, 1, size)
     gradients = _attention_backward(
-        *_folded(size, dims, operands), *results, _fold_heads(grad_y, of_grad, 1, size),
-        *_with_heads_of_all(size, layout), wanted, form,
+        *folded(size, dims, operands), *results, fold_heads(grad_y, of_grad, 1, size),
+        *with_heads_of_all(size, layout), wanted, form,
     )  # fmt: skip
-    parts = [n for n, x, needed in zip(_parts(operands), operands, wanted, strict=True) if needed and x is not None]
-    return [_unfold_heads(g, n, size) for g, n in zip(gradients, parts, strict=True)], [0] * len(parts)
-
-
-def _parts(operands: Sequence[Tensor | None]) -> tuple[int, ...]:
-    """How many parts the last axis of each operand has, each with all heads."""
-    return (3 if operands[1] is None else 1), 2, 1, 1, 2
-
-
-def _folded(size: int, dims: Sequence[int | None], operands: Sequence[Tensor | None]) -> list[Tensor | None]:
-    each = zip(operands, dims, _parts(operands), strict=False)
-    return [None if x is None else _fold_heads(x, dim, parts, size) for x, dim, parts in each]
-
-
-def _fold_heads(x: Tensor, dim: int | None, parts: int, size: int) -> Tensor:
-    calls = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-    return calls.unflatten(-1, (parts, -1)).movedim(0, -2).flatten(-3)
-
-
-def _unfold_heads(x: Tensor, parts: int, size: int) -> Tensor:
-    return x.unflatten(-1, (parts, size, -1)).movedim(-2, 0).flatten(-2)
-
-
-def _with_heads_of_all(size: int, layout: Sequence[Any]) -> Layout:
-    one = Layout(*layout)
-    return one._replace(num_heads=size * one.num_heads)
+    parts = [n for n, x, needed in zip(parts_of(operands), operands, wanted, strict=True) if needed and x is not None]
+    return [unfold_heads(g, n, size) for g, n in zip(gradients, parts, strict=True)], [0] * len(parts)

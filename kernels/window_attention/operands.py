@@ -119,6 +119,24 @@ class Operands(NamedTuple):
         return self.qkv[..., self.channels :] if self.kv is None else self.kv
 
 
+def window_attention_flops(
+    layout: Layout, batch: int, height: int, width: int, channels: int, *, tokens: int = 0
+) -> int:
+    """Count the floating-point operations of one forward call: 4 C for each query and each key that it sees.
+
+    Backward takes 2.5 times as many.
+    """
+    pairs = math.prod(axis.pairs for axis in layout.axes((height, width)))
+    return 4 * batch * channels * (pairs + tokens * height * width)
+
+
+def window_attention_bytes(
+    batch: int, height: int, width: int, channels: int, *, itemsize: int = 4, backward: bool = False
+) -> int:
+    """Count the bytes that no window attention can avoid to move: qkv and y, and with `backward` the gradients too."""
+    return itemsize * batch * height * width * channels * (12 if backward else 4)
+
+
 def expanded_bias(table: Tensor, layout: Layout) -> Tensor:
     """Look up the bias of each query and key of a whole window: (heads, *window, *key_window).
 

@@ -1,21 +1,37 @@
 """ONNX of the kernels and of the blocks on them, run by onnxruntime at sizes other than the exported one."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import claritycore
 from claritycore.blocks import (
+    ConvAttention,
     DeformableAttention2d,
     DySample,
+    GridAttention,
+    HybridAttention,
     MSGDown,
     MSGUp,
+    OverlappingCrossAttention,
     SelectiveScan2d,
     SkipFusion,
     SSMGlobalMixer,
+    SwinBlock,
     TransposedAttention,
+    WindowAttention2d,
 )
-from claritycore.kernels import depthwise_conv2d, selective_scan, selective_scan_2d
+from claritycore.kernels import (
+    depthwise_conv2d,
+    overlapping_window_attention,
+    selective_scan,
+    selective_scan_2d,
+    window_attention,
+)
 from tests.strategies import normal
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -124,20 +140,28 @@ def test_the_scan_over_images_in_an_order_of_its_own():
     check(Scan2d(directions=("row", "row_reversed"), delta_softplus=True), make, [(4, 6)], None)
 
 
-@pytest.mark.parametrize(
-    "block",
-    [
-        SelectiveScan2d(8, d_state=4),
-        SSMGlobalMixer(8, d_state=4, gate=1.0),
-        DySample(8, dyscope=True),
-        DySample(8, style="pl"),
-        MSGDown(8, form="unshuffle"),
-        MSGUp(8, form="dysample"),
-        TransposedAttention(8, num_heads=2),
-        DeformableAttention2d(8, num_heads=4, groups=2),
-        DeformableAttention2d(8, num_heads=2, stride=2),
-    ],
-)
+BLOCKS = [
+    SelectiveScan2d(8, d_state=4),
+    SSMGlobalMixer(8, d_state=4, gate=1.0),
+    DySample(8, dyscope=True),
+    DySample(8, style="pl"),
+    MSGDown(8, form="unshuffle"),
+    MSGUp(8, form="dysample"),
+    TransposedAttention(8, num_heads=2),
+    DeformableAttention2d(8, num_heads=4, groups=2),
+    DeformableAttention2d(8, num_heads=2, stride=2),
+    WindowAttention2d(8, 2, window_size=(3, 4), shift=(2, 1), bias="cpb", cosine=True),
+    WindowAttention2d(8, 2, window_size=3, dilation=2, bias="dynamic"),
+    OverlappingCrossAttention(8, 2, window_size=4, zero_border=True),
+    GridAttention(8, 2, grid_size=(4, 3)),
+    HybridAttention(8, 2, window_size=4, shift=2, global_size=3),
+    HybridAttention(8, 2, window_size=4, form="grid", global_size=2),
+    SwinBlock(8, WindowAttention2d(8, 2, window_size=4, shift=2)),
+    ConvAttention(8, WindowAttention2d(8, 2, window_size=4), scale=0.5),
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: type(block).__name__)
 def test_the_blocks_at_other_sizes(block):
     torch.manual_seed(0)
     with torch.no_grad():
@@ -145,6 +169,23 @@ def test_the_blocks_at_other_sizes(block):
             parameter.add_(0.1 * torch.randn_like(parameter))
     sizes = (dict.fromkeys((0, 2, 3), DYNAMIC),)
     check(block, lambda size: (normal((size[0], 8, *size[1:])),), [(2, 5, 7), (1, 8, 3), (3, 12, 12)], sizes)
+
+
+def test_every_attention_of_the_table_of_support_is_exported():
+    page = (Path(claritycore.__file__).parent / "docs" / "attention.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` .* (yes|no) \| one graph", page, re.MULTILINE)
+    assert len(rows) == 8
+    assert {name for name, onnx in rows if onnx == "yes"} <= {type(block).__name__ for block in BLOCKS}
+
+
+def test_window_attention_with_logits_scaled_from_outside():
+    block = SwinBlock(8, WindowAttention2d(8, 2, window_size=4, shift=2, cosine=True), post_norm=True)
+
+    def make(size):
+        return normal((size[0], 8, *size[1:])), 1 + normal((size[0], 2), seed=1).abs()
+
+    sizes = dict.fromkeys((0, 2, 3), DYNAMIC), {0: DYNAMIC}
+    check(block, make, [(2, 5, 7), (1, 8, 3), (3, 12, 12)], sizes)
 
 
 def test_a_skip_of_another_size():
@@ -179,6 +220,37 @@ def test_the_depthwise_convolution_at_other_sizes(activation):
 def test_the_depthwise_convolution_in_half_precision():
     arguments = normal((1, 4, 7, 9), dtype=torch.float16), normal((4, 1, 5, 5), seed=1, dtype=torch.float16)
     check(DepthwiseConv("gelu"), lambda size: arguments, [()], None, 5e-3)
+
+
+class WindowAttention(nn.Module):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, qkv, bias_table, logit_scale=None, tokens=None):
+        if "key_window_size" in self.options:
+            return overlapping_window_attention(qkv, bias_table, **self.options)
+        return window_attention(qkv, bias_table, logit_scale=logit_scale, tokens=tokens, **self.options)
+
+
+@pytest.mark.parametrize(
+    ("options", "offsets", "further"),
+    [
+        ({"window_size": 4, "shift": 2}, 49, 1),
+        ({"window_size": (3, 4), "shift": (1, 3), "dilation": (2, 3), "cosine": True}, 35, 2),
+        ({"window_size": 4, "key_window_size": 6}, 81, 0),
+        ({"window_size": (2, 4), "key_window_size": (6, 6), "zero_border": True}, 63, 0),
+    ],
+    ids=str,
+)
+def test_window_attention_at_other_sizes(options, offsets, further):
+    def make(size):
+        batch, height, width = size
+        more = normal((batch, 2), seed=2) + 1, normal((batch, 3, 12), seed=3)
+        return normal((batch, height, width, 18)), normal((offsets, 2), seed=1), *more[:further]
+
+    shapes = (dict.fromkeys((0, 1, 2), DYNAMIC), {}, *[{0: DYNAMIC}] * further)
+    check(WindowAttention(num_heads=2, **options), make, [(2, 9, 7), (1, 1, 3), (3, 16, 8)], shapes)
 
 
 def test_training_mode_is_refused():

@@ -31,13 +31,18 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True, scope="session")
 def faithful_interpreter():
-    """Mend Triton 3.6's: `range` of a number fails with numpy 2.4, and bfloat16 is cut where a GPU rounds."""
+    """Mend Triton 3.6's: `range` of a number fails with numpy 2.4, and bfloat16 is cut where a GPU rounds.
+
+    And products of matrices take the bits of bfloat16 for integers.
+    """
     if not HAS_TRITON or torch.cuda.is_available():
         yield
         return
+    import triton
     from triton.runtime import interpreter
 
-    patch, trunc = interpreter._patch_lang_tensor, interpreter.InterpreterBuilder.create_fp_trunc
+    builder = interpreter.InterpreterBuilder
+    patch, trunc, dot = interpreter._patch_lang_tensor, builder.create_fp_trunc, builder.create_dot
 
     def patch_with_numbers(tensor, scope):
         patch(tensor, scope)
@@ -49,8 +54,13 @@ def faithful_interpreter():
         rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16().view(torch.uint16).numpy()
         return interpreter.TensorHandle(rounded, target.scalar)
 
+    def dot_of_floats(builder, a, b, *rest):
+        if a.dtype.scalar.is_bf16():
+            a, b = (builder.create_fp_ext(x, triton.language.float32) for x in (a, b))
+        return dot(builder, a, b, *rest)
+
     interpreter._patch_lang_tensor = patch_with_numbers
-    interpreter.InterpreterBuilder.create_fp_trunc = round_to_nearest
+    builder.create_fp_trunc, builder.create_dot = round_to_nearest, dot_of_floats
     yield
     interpreter._patch_lang_tensor = patch
-    interpreter.InterpreterBuilder.create_fp_trunc = trunc
+    builder.create_fp_trunc, builder.create_dot = trunc, dot
