@@ -143,9 +143,9 @@ def _pair(value: Pair) -> list[int]:
 
 
 def _attend(x: Operands, layout: Layout, scale: float | None, backend: Backend) -> Tensor:
-    one_for_all = x.logit_scale is not None and (x.logit_scale.ndim == 1 or x.logit_scale.shape[:-1] == (1,))
-    if one_for_all and isinstance(x.qkv, Tensor):
-        x = x._replace(logit_scale=x.logit_scale.expand(x.qkv.shape[0], -1))
+    factor = x.logit_scale
+    if factor is not None and (factor.ndim == 1 or factor.shape[:-1] == (1,)) and isinstance(x.qkv, Tensor):
+        x = x._replace(logit_scale=factor.expand(x.qkv.shape[0], -1))
     check_operands(x, layout)
     if scale is None:
         layout = layout._replace(scale=1.0 if layout.cosine else (x.channels // layout.num_heads) ** -0.5)
