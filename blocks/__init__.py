@@ -10,6 +10,7 @@ from .reparam import (
     Reparameterizable,
     ReparameterizationReport,
     reparameterize_model,
+    to_training_form,
     verify_reparameterization,
 )
 from .resample import BicubicUp, DySample, PixelShuffleUp
@@ -44,5 +45,6 @@ __all__ = [
     "SelectiveScan2d",
     "SkipFusion",
     "reparameterize_model",
+    "to_training_form",
     "verify_reparameterization",
 ]
