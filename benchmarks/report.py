@@ -26,7 +26,7 @@ class Result:
         stage: "forward" or "forward+backward".
         provider: name of the provider.
         status: "timed"; "absent" (cannot run here); "refused" (disagrees with the reference); "failed" (raised).
-        reason: why it was not timed.
+        reason: why it was not timed; "noisy" where the spread is too large for the median to say much.
         dtype: of the inputs.
         device: "cpu" or "cuda".
         peer: name of the provider that `vs_peer` compares with.
@@ -156,7 +156,7 @@ def _block(stage: str, rows: list[Result]) -> list[str]:
         cells = [f"{_scaled(row.median_s)}s", f"{row.iqr_percent:.1f} %", f"{_scaled(row.peak_bytes)}B"]
         cells += [_ratio(row.vs_reference)]
         cells += [_ratio(row.vs_peer)] * bool(peer) + [_ratio(row.over_floor)] * bool(floor)
-        lines.append(_line(row.provider, cells, name_width, widths))
+        lines.append(_line(row.provider, cells, name_width, widths) + f"  {row.reason}".rstrip())
     return lines
 
 

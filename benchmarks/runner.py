@@ -7,13 +7,14 @@ import argparse
 import pkgutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .agreement import Named, disagreement, leaves
 from .machine import Ceilings, Stamp, Work, iqr_percent, peak_bytes, time_in_turns
 from .report import Progress, Result, file_stem, label, plot, table, write_csv
 
@@ -21,10 +22,11 @@ __all__ = ["Benchmark", "Work", "main"]
 
 Case = Mapping[str, Any]
 Inputs = Mapping[str, Any] | tuple[Any, ...]
-Named = list[tuple[str, Tensor | None]]  # outputs, and then gradients: None where nothing reaches the tensor
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 0
+# A median whose times have a larger inter-quartile range says little: its row is marked, in the table and in the CSV.
+NOISY_PERCENT = 15
 # Room for long sums, and in float32 none for TF32, which leaves three times as much.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
@@ -83,6 +85,7 @@ class Plan:
     cases: int | None = None
     repeats: int = 50
     seconds: float = 10.0  # that the repeats of one stage of one case may take
+    attempts: int = 3  # at a stage of a case whose times scatter: the calmest counts
 
     def cases_of(self, benchmark: Benchmark) -> list[Case]:
         chosen = [case for case in benchmark.cases if self.case_filter in f"{benchmark.name} {label(case)}"]
@@ -139,50 +142,6 @@ class Step:
         return torch.autograd.grad(roots, [t for _, t in self.wanted], self.upstream, allow_unused=True)
 
 
-def leaves(value: object) -> list[Tensor]:
-    """List the tensors within nested tuples, lists, mappings and dataclasses, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    elif is_dataclass(value):
-        value = [getattr(value, entry.name) for entry in fields(value)]
-    return [tensor for item in value for tensor in leaves(item)] if isinstance(value, list | tuple) else []
-
-
-def disagreement(results: Named, expected: Named, tolerance: float) -> str:
-    """Say where `results` first leave `expected`; empty if they agree. NaN agrees with nothing, itself included.
-
-    Outputs of four dimensions must also be in the memory format of the reference's, since to change it takes a copy.
-    Gradients are free in theirs: autograd does not ask for one.
-    """
-    if len(results) != len(expected):
-        return f"gives {len(results)} tensors; the reference gives {len(expected)}"
-    for (name, got), (_, want) in zip(results, expected, strict=True):
-        if got is None and want is None:
-            continue
-        got = torch.zeros_like(want) if got is None else got  # no gradient is a gradient of zeros
-        want = torch.zeros_like(got) if want is None else want
-        if (got.shape, got.dtype) != (want.shape, want.dtype):
-            return f"{name} is {got.dtype} {tuple(got.shape)}; the reference's {want.dtype} {tuple(want.shape)}"
-        if name.startswith("output") and (lost := _lost_format(got, want)):
-            return f"{name} is not in {lost} as the reference's is, but has strides {got.stride()}"
-        if want.numel() == 0:
-            continue
-        largest = want.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-        error = ((got.double() - want.double()).abs().max() / largest).item()
-        if not error <= (tolerance if want.is_floating_point() else 0):
-            return f"{name} is off by {error:.1e} of the reference's largest value, {tolerance:.0e} allowed"
-    return ""
-
-
-def _lost_format(got: Tensor, want: Tensor) -> str:
-    """Name the memory format that a map of the reference is in and this one is not; one may be in both."""
-    formats = (torch.contiguous_format, torch.channels_last) if want.ndim == 4 else ()
-    lost = (f for f in formats if want.is_contiguous(memory_format=f) and not got.is_contiguous(memory_format=f))
-    return str(next(lost, "")).removeprefix("torch.")
-
-
 def run(benchmark: Benchmark, plan: Plan, ceilings: Ceilings, progress: Progress) -> Iterator[Result]:
     """Check and time every chosen case and stage."""
     with_backward = benchmark.backward if plan.backward is None else plan.backward
@@ -222,7 +181,7 @@ def _compare(
     steps, verdicts = _checked(benchmark, case, plan, backward)
     progress.show(f"{benchmark.name} {label(case)}, {stage}: timing")
     peaks = {name: peak_bytes(step, plan.device) for name, step in steps.items()}
-    seconds = time_in_turns(steps, plan.device, plan.repeats, plan.seconds)
+    seconds = _calmest(steps, plan)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     dtype = str(plan.dtype).removeprefix("torch.")
     for name, (status, reason) in verdicts.items():
@@ -235,6 +194,7 @@ def _compare(
         if status == "timed":
             result = replace(
                 result,
+                reason="noisy" if iqr_percent(seconds[name]) > NOISY_PERCENT else "",
                 median_s=medians[name],
                 iqr_percent=iqr_percent(seconds[name]),
                 repeats=len(seconds[name]),
@@ -244,6 +204,18 @@ def _compare(
                 over_floor=medians[name] / floor if floor else None,
             )
         yield result
+
+
+def _calmest(steps: Mapping[str, Step], plan: Plan) -> dict[str, list[float]]:
+    """Clock again while a spread is that of a noisy machine, and keep the attempt whose largest is the smallest."""
+
+    def noise(times: Mapping[str, Sequence[float]]) -> float:
+        return max(map(iqr_percent, times.values()), default=0)
+
+    attempts: list[dict[str, list[float]]] = []
+    while len(attempts) < plan.attempts and (not attempts or noise(attempts[-1]) > NOISY_PERCENT):
+        attempts.append(time_in_turns(steps, plan.device, plan.repeats, plan.seconds))
+    return min(attempts, key=noise)
 
 
 def _checked(
@@ -306,7 +278,7 @@ def _options(benchmarks: Sequence[Benchmark], argv: Sequence[str] | None) -> tup
         parser.error(f"--csv {options.csv}: must be a folder, or one that can be made; there is a file in its place")
     case, _, provider = options.only.partition("/")
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    effort = {"cases": 1, "repeats": 5, "seconds": 1.0} if options.quick else {}
+    effort = {"cases": 1, "repeats": 5, "seconds": 1.0, "attempts": 1} if options.quick else {}
     plan = Plan(device, dtype, options.backward, case, provider, **effort)
     if not any(plan.cases_of(b) and any(provider in name for name in b.providers) for b in benchmarks):
         parser.error(f"--only {options.only}: no case and provider has that in its name")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_choice, check_feature_map, check_odd, check_positive
+from .initialisation import fill
 from .norm import LayerNorm2d
 from .rep_conv import DILATED_BRANCHES, RepConv2d
 
@@ -238,8 +239,8 @@ class PLKBlock(nn.Module):
     def reset_parameters(self) -> None:
         small = [self.mixer.conv2, self.refine, *self.attention.modules(), *self.large_kernel.modules()]
         for module in small:
-            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
-                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Conv2d):
+                fill(module.weight, nn.init.trunc_normal_, std=0.02)
 
 
 def trained_branches(form: Form, kernel_size: int) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_choice, check_feature_map, check_odd, check_positive
+from .initialisation import fill
 from .memory_format import in_format_of
 from .pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from .precision import at_least_float32
@@ -208,8 +209,8 @@ class DySample(nn.Module):
         for name, parameter in self.named_parameters():
             if name != "offset.weight":
                 parameter.zero_()
-            elif not parameter.is_meta:  # normal_ has nothing to draw there, and would load torch's compiler: a second
-                nn.init.normal_(parameter, std=0.001)
+            else:
+                fill(parameter, nn.init.normal_, std=0.001)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, scale_factor={self.scale_factor}, style={self.style!r}, groups={self.groups}"

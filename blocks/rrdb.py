@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_feature_map, check_positive
+from .initialisation import fill
 
 RESIDUAL_SCALE = 0.2
 NEGATIVE_SLOPE = 0.2
@@ -60,10 +61,9 @@ class ResidualDenseBlock(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         for parameter in self.parameters():
-            if parameter.is_meta:
-                continue  # normal_ has nothing to draw there, and would load torch's compiler: a second
             if parameter.ndim == 4:
-                nn.init.kaiming_normal_(parameter).mul_(0.1)
+                fill(parameter, nn.init.kaiming_normal_)
+                parameter.mul_(0.1)
             else:
                 parameter.zero_()
 

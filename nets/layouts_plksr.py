@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..blocks.plk import NORM_GROUPS, Form, trained_branches
-from .renaming import Layout, Reading, State, count, inverse, rename, shuffled_channels
+from .renaming import Layout, Reading, State, count, inverse, own_names, rename, shuffled_channels
 
 if TYPE_CHECKING:
     from .base import RestorationNet
@@ -131,10 +131,6 @@ def _read_own(state: State) -> Reading:
     return Reading(state, {**_sizes(state), **fields, "form": form, "kernel_size": kernel.shape[2]}, tuple(assumptions))
 
 
-def _write_own(net: "RestorationNet") -> State:
-    return dict(net.state_dict())
-
-
 def _writer(activation: str) -> Callable[["RestorationNet"], State]:
     def write(net: "RestorationNet") -> State:
         config: PLKSRConfig = net.config  # pyright: ignore[reportAssignmentType]
@@ -182,7 +178,7 @@ PLKSR_LAYOUTS = (
         required=("conv_first.weight", "body.0.mixer.conv1.weight", "body.0.refine.weight", "conv_last.weight"),
         excluded=(),
         read=_read_own,
-        write=_write_own,
+        write=own_names,
     ),
     Layout(
         name="plksr-original",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .renaming import Layout, Reading, State, count, inverse, rename
+from .renaming import Layout, Reading, State, count, inverse, own_names, rename
 
 if TYPE_CHECKING:
     from .base import RestorationNet
@@ -106,14 +106,10 @@ def _writer(names: Names) -> Callable[["RestorationNet"], State]:
     return write
 
 
-def _write_own(net: "RestorationNet") -> State:
-    return dict(net.state_dict())
-
-
 OURS = ("conv_first.weight", "body.0.rdb1.conv1.weight", "conv_body.weight", "conv_last.weight")
 PIXEL_SHUFFLE = "conv_up1.conv.weight"
 RRDBNET_LAYOUTS = (
-    Layout("rrdbnet", "RRDBNet with pixel shuffles", "rrdbnet", (*OURS, PIXEL_SHUFFLE), (), _read_own, _write_own),
+    Layout("rrdbnet", "RRDBNet with pixel shuffles", "rrdbnet", (*OURS, PIXEL_SHUFFLE), (), _read_own, own_names),
     Layout(
         name="rrdbnet-basicsr",
         title="RRDBNet of BasicSR and Real-ESRGAN",

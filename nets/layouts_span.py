@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..blocks import reparameterize_model
-from .renaming import Layout, Reading, State, count, inverse, rename, shuffled_channels
+from .renaming import Layout, Reading, State, count, inverse, own_names, rename, shuffled_channels
 
 if TYPE_CHECKING:
     from .base import RestorationNet
@@ -67,10 +67,6 @@ def _reading(state: State, normalize: bool, assumptions: tuple[str, ...]) -> Rea
     return Reading(state, fields, assumptions)
 
 
-def _write_own(net: "RestorationNet") -> State:
-    return dict(net.state_dict())
-
-
 def _write_trained(net: "RestorationNet") -> State:
     state = _write(net.state_dict(), net.config, TRAINED)
     # The authors' code wants the fused convolutions beside the trained ones.
@@ -102,7 +98,7 @@ SPAN_LAYOUTS = (
         required=("conv_first.branches.0.convs.1.weight", "conv_cat.weight", "conv_last.weight"),
         excluded=(),
         read=_read_own,
-        write=_write_own,
+        write=own_names,
     ),
     Layout(
         name="span-deployed",
@@ -111,7 +107,7 @@ SPAN_LAYOUTS = (
         required=("conv_first.fused.weight", "conv_cat.weight", "conv_last.weight"),
         excluded=(),
         read=_read_own,
-        write=_write_own,
+        write=own_names,
     ),
     Layout(
         name="span-basicsr",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import DySample, PLKBlock
+from ..blocks.initialisation import fill
 from ..blocks.pixel_shuffle import pixel_shuffle
 from ..blocks.plk import NORM_GROUPS, Activation, BlockNorm, Form
 from .base import RestorationNet, check_config, check_image
@@ -123,8 +124,7 @@ class PLKSR(RestorationNet):
         self.tile_safe = all(block.tile_safe for block in blocks) and not self.samples
         self.receptive_radius = 2 + sum(block.receptive_radius for block in blocks) + int(self.samples)
         for conv in (self.conv_first, self.conv_last):
-            if not conv.weight.is_meta:
-                nn.init.trunc_normal_(conv.weight, std=0.02)
+            fill(conv.weight, nn.init.trunc_normal_, std=0.02)
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The feature map (B, num_feat, H, W) before upsampling."""

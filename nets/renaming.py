@@ -56,6 +56,11 @@ class Layout:
         return kernels and not any(key in state for key in self.excluded)
 
 
+def own_names(net: "RestorationNet") -> State:
+    """Write a net's tensors under our names: what a layout of our own gives."""
+    return dict(net.state_dict())
+
+
 def rename(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> State:
     """Give tensors other names: `modules` maps the names of their modules; what is not in it keeps its name.
 

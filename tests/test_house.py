@@ -60,6 +60,7 @@ ALLOWED = {
     "blocks": {"torch", "einops", "numpy"},
     "nets": {"torch", "einops", "numpy", "safetensors"},
     "models": set(),
+    "deploy": {"torch", "onnxscript"},  # the second in onnx_ops.py, which nothing else imports
     "images": {"torch", "numpy", "PIL", "imagecodecs", "tifffile"},
     "training": {"torch", "numpy", "einops", "lightning"},
 }
@@ -211,6 +212,12 @@ def test_a_file_keeps_the_form(name):
     assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", text)
     assert "torch.compiler.disable" not in text
     assert "weights_only=False" not in text
+
+
+@pytest.mark.parametrize(("folder", "longest"), [("tests", 500), ("benchmarks", 300), ("examples", 300)])
+def test_what_stands_beside_the_package_keeps_its_length(folder, longest):
+    lengths = {file: len(file.read_text().splitlines()) for file in (ROOT / folder).rglob("*.py")}
+    assert not {file for file, length in lengths.items() if length >= longest}
 
 
 @pytest.mark.parametrize("name", TREES)
