@@ -77,6 +77,10 @@ def _follow(given: Any, work: Callable[..., RestoreReport], done: str) -> None:
 
 
 def _load(path: str | Path, scale: int | None) -> nn.Module:
-    """Load a net; where its file leaves the scale open, it is the one that was asked for."""
-    left_open = scale is not None and any("scale" in clause for clause in inspect_checkpoint(path).assumptions)
-    return AutoModel.from_pretrained(path, scale=scale) if left_open else AutoModel.from_pretrained(path)
+    """Load a net, and say what its file leaves open; the scale, where it is that, is the one that was asked for."""
+    assumptions = inspect_checkpoint(path).assumptions
+    decided = scale is not None and any("scale" in clause for clause in assumptions)
+    for clause in assumptions:
+        if not (decided and "scale" in clause):
+            print(one_line(f"{path} leaves open {clause}"), file=sys.stderr)
+    return AutoModel.from_pretrained(path, scale=scale) if decided else AutoModel.from_pretrained(path)

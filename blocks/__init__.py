@@ -13,6 +13,7 @@ from .reparam import (
     Reparameterizable,
     ReparameterizationReport,
     reparameterize_model,
+    to_training_form,
     verify_reparameterization,
 )
 from .resample import BicubicUp, DySample, PixelShuffleUp
@@ -60,5 +61,6 @@ __all__ = [
     "WindowAttention2d",
     "convert_block_state",
     "reparameterize_model",
+    "to_training_form",
     "verify_reparameterization",
 ]

@@ -18,6 +18,7 @@ BlockNorm = Literal["none", "layer", "group"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "mish": F.mish}
 NORM_GROUPS = 4
+LARGEST_KERNEL = 1023
 
 
 class PartialLargeKernelConv(nn.Module):
@@ -43,8 +44,8 @@ class PartialLargeKernelConv(nn.Module):
 
     Raises:
         TypeError: if the input is not floating point.
-        ValueError: if a size is < 1 or even, no channel is convolved, ``form`` is unknown, or the input has another
-            number of channels.
+        ValueError: if a size is < 1 or even, ``kernel_size`` > 1023, no channel is convolved, ``form`` is unknown, or
+            the input has another number of channels.
 
     Source:
         PLKSR (arXiv:2404.11848), section 3.2; rectangular: SLaK (arXiv:2207.03620); dilated: UniRepLKNet
@@ -69,6 +70,8 @@ class PartialLargeKernelConv(nn.Module):
         super().__init__()
         check_positive(channels=channels)
         check_odd(kernel_size=kernel_size)
+        if kernel_size > LARGEST_KERNEL:  # of which the branches would be listed
+            raise ValueError(f"kernel_size must be at most {LARGEST_KERNEL}, got {kernel_size}")
         check_choice("form", form, get_args(Form))
         if not 1 <= channels * split_ratio <= channels:
             raise ValueError(f"split_ratio must leave 1 to {channels} channels to convolve, got {split_ratio}")
@@ -183,7 +186,8 @@ class PLKBlock(nn.Module):
         form: of the `PartialLargeKernelConv`: "dense", "dilated", "rectangular" or "depthwise".
         attention: whether `ElementwiseAttention` gates.
         norm: "none"; "layer" normalises the channels of each pixel first; "group" is RealPLKSR's normalisation before
-            the sum, in 4 groups: it takes the statistics of the whole map, so tiles are not exact.
+            the sum, in 4 groups, and a number the same in so many: it takes the statistics of the whole map, so tiles
+            are not exact.
         activation: of the mixer, "gelu" or "mish".
         branches: what the large kernel is trained as, instead of what ``form`` says.
 
@@ -208,7 +212,7 @@ class PLKBlock(nn.Module):
         split_ratio: float = 0.25,
         form: Form = "dense",
         attention: bool = True,
-        norm: BlockNorm = "none",
+        norm: BlockNorm | int = "none",
         activation: Activation = "gelu",
         branches: Sequence[str] | None = None,
     ) -> None:
@@ -221,7 +225,7 @@ class PLKBlock(nn.Module):
         self.attention = ElementwiseAttention(channels) if attention else nn.Identity()
         self.refine = nn.Conv2d(channels, channels, 1)
         self.norm = _norm(norm, channels)
-        self.tile_safe = norm != "group"
+        self.tile_safe = norm in ("none", "layer")
         self.receptive_radius = self.mixer.receptive_radius + self.large_kernel.receptive_radius + int(attention)
         self.reset_parameters()
 
@@ -253,10 +257,15 @@ def trained_branches(form: Form, kernel_size: int) -> tuple[str, ...]:
     return (whole,)
 
 
-def _norm(norm: BlockNorm, channels: int) -> LayerNorm2d | nn.GroupNorm | None:
-    check_choice("norm", norm, get_args(BlockNorm))
-    if norm == "group" and channels % NORM_GROUPS:
-        raise ValueError(f"channels must be a multiple of {NORM_GROUPS} with norm 'group', got {channels}")
-    if norm == "layer":
+def _norm(norm: BlockNorm | int, channels: int) -> LayerNorm2d | nn.GroupNorm | None:
+    if type(norm) is not int:
+        check_choice("norm", norm, get_args(BlockNorm))
+    groups = NORM_GROUPS if norm == "group" else norm
+    if groups == "none":
+        return None
+    if groups == "layer":
         return LayerNorm2d(channels)
-    return nn.GroupNorm(NORM_GROUPS, channels) if norm == "group" else None
+    check_positive(norm=groups)
+    if channels % groups:
+        raise ValueError(f"channels must be a multiple of {groups}, the groups of the norm, got {channels}")
+    return nn.GroupNorm(groups, channels)

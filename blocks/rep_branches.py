@@ -21,15 +21,19 @@ EDGES = {
 }
 
 
-# Dilated depthwise kernels that span so many columns are slow on a CPU: as dense ones, with zeros between the taps,
+# On a CPU, torch is slow at kernels that span so many columns in groups of few channels: forward on contiguous maps,
+# and at the gradient of the weight on any. Dilated ones are slow, too: as dense kernels, with zeros between the taps,
 # they take a tenth of the time at 9x9 dilated by 2, forward and backward, and no more at 3x3 dilated by 7.
 WIDE = 15
+# So many depthwise convolutions take as long forward as one in groups of so many channels, and a third in training.
+FEW = 4
 
 
 class SameConv2d(nn.Conv2d):
     """A convolution whose large depthwise kernels take `claritycore.kernels.depthwise_conv2d`.
 
-    `size` and `pads_itself` are what they are of a `Branch`.
+    Its padding is "same", or none where the map was padded before. `size` and `pads_itself` are what they are of a
+    `Branch`.
     """
 
     @property
@@ -43,12 +47,35 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         same = self.padding == (self.size[0] // 2, self.size[1] // 2) and self.stride == (1, 1)
-        if same and self.groups == self.in_channels == self.out_channels > 1:
-            if self.dilation == (1, 1):
-                return depthwise_conv2d(input, self.weight, self.bias)
-            if input.device.type == "cpu" and self.size[1] >= WIDE:
-                return depthwise_conv2d(input, spread(self.weight, self.dilation), self.bias)
+        dense = self.dilation == (1, 1)
+        if same and dense and self.groups == self.in_channels == self.out_channels > 1:
+            return depthwise_conv2d(input, self.weight, self.bias)
+        few = FEW if self.stride == (1, 1) else 1
+        small_groups = self.groups > 1 and self.in_channels // self.groups <= few
+        # An exported program is for other runtimes, whose convolutions have no such cliff.
+        if small_groups and self.size[1] >= WIDE and input.is_cpu and not torch.compiler.is_exporting():
+            last = input.stride(1) == 1  # of a view, too, that was cut from a larger map
+            format = torch.channels_last if last else torch.contiguous_format
+            return self._forward_on_cpu(input).contiguous(memory_format=format)
         return super().forward(input)
+
+    def _forward_on_cpu(self, x: Tensor) -> Tensor:
+        weight = spread(self.weight, self.dilation)
+        learns = torch.is_grad_enabled() and weight.requires_grad
+        if self.groups == self.in_channels == self.out_channels and not learns:
+            x = x.contiguous(memory_format=torch.channels_last)
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding, groups=self.groups)
+        # What a group gives is the sum over its inputs: each is convolved for all the outputs of its group. To compute
+        # what the stride drops, and the border, is less than torch takes for the gradient of the weight.
+        inputs, outputs = weight.shape[1], self.out_channels // self.groups
+        parts = (x[:, number::inputs] for number in range(inputs))
+        parts = parts if outputs == 1 else (part.repeat_interleave(outputs, 1) for part in parts)
+        y = depthwise_conv2d(next(parts), weight[:, :1], self.bias)
+        for number, part in enumerate(parts, start=1):
+            y = y + depthwise_conv2d(part, weight[:, number : number + 1])
+        rows, columns = (size // 2 - padded for size, padded in zip(self.size, map(int, self.padding), strict=True))
+        down, across = self.stride
+        return y[:, :, rows : y.shape[2] - rows : down, columns : y.shape[3] - columns : across]
 
 
 class Common(NamedTuple):

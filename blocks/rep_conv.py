@@ -44,6 +44,8 @@ class RepConv2d(Reparameterizable):
     - ``"sobel-x"``, ``"sobel-y"``, ``"laplacian"``: 1x1, then a fixed edge filter times a factor for each channel
 
     Branches that form a cross of strips, such as 17x5 and 5x17, deploy as two strips: one square would cost more.
+    `to_training_form` puts what was deployed into a branch of that very size, undilated, with at most 1x1 convolutions
+    beside it that are wide enough; for two strips into one for each. Where none is trained there is no way back.
 
     Shape:
         ``(B, C_in, H, W)`` -> ``(B, C_out, ceil(H / stride), ceil(W / stride))``.
@@ -97,7 +99,7 @@ class RepConv2d(Reparameterizable):
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
-        self.kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        self.kernel_size = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
         self.stride, self.groups = stride, groups
         self.padding_mode: PaddingMode = padding_mode
         self.branch_names, self.norm_place = tuple(branches or self._default_branches()), norm

@@ -1,7 +1,7 @@
 """Blocks that are trained in one form and shipped in a smaller one: how they change, and the proof that nothing did."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,7 @@ class Reparameterizable(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} does not override training_modules()")
 
+    @torch.inference_mode(False)  # of inference tensors no backward could ever come
     def switch_to_deploy(self) -> None:
         """Replace the children by those of the deployed form, in place; nothing happens if they are there already.
 
@@ -64,8 +65,11 @@ class Reparameterizable(nn.Module):
             _refuse_batch_statistics(self)
             self._exchange(self.fused_modules(), deployed=True)
 
+    @torch.inference_mode(False)
     def to_training_form(self) -> None:
         """Replace the children by those of the training form, computing the same: a start for fine-tuning.
+
+        The same in eval mode: where the training form has batch norms, train mode takes the statistics of the batch.
 
         Raises:
             ValueError: if no branch of the training form can hold the fused kernel.
@@ -84,9 +88,13 @@ class Reparameterizable(nn.Module):
             self.add_module(name, module.to(old.device, old.dtype).requires_grad_(learns).train(self.training))
         self.deployed = deployed
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def refuses(self, state_dict: Mapping[str, Any], prefix: str = "") -> bool:
+        """Whether a state dict, in which the names of this block start with `prefix`, is of its other form."""
         given = {key[len(prefix) :].partition(".")[0] for key in state_dict if key.startswith(prefix)}
-        if given and not given & set(self._modules):
+        return bool(given) and not given & set(self._modules)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if self.refuses(state_dict, prefix):
             # Said at once: else every further block of the net would say the same, and torch list all of their tensors.
             block = prefix.rstrip(".") or type(self).__name__
             raise RuntimeError(
@@ -94,11 +102,12 @@ class Reparameterizable(nn.Module):
                 "call reparameterize_model"
                 if self.deployed
                 else f"{block} is in its training form and the checkpoint is of the deployed form: call "
-                "reparameterize_model(model.eval(), inplace=True) before loading, and to_training_form() to train on"
+                "reparameterize_model(model.eval(), inplace=True) before loading, to_training_form(model) to train on"
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+@torch.inference_mode(False)
 def reparameterize_model(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Bring every `Reparameterizable` of a model into its deployed form, the model itself included.
 
@@ -128,6 +137,37 @@ def reparameterize_model(model: nn.Module, inplace: bool = False) -> nn.Module:
     return model
 
 
+@torch.inference_mode(False)
+def to_training_form(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """Bring every `Reparameterizable` of a model back into its training form: the way back of `reparameterize_model`.
+
+    In eval mode the model computes the same; see `Reparameterizable.to_training_form`.
+
+    Args:
+        model: of which any blocks may be deployed.
+        inplace: change the model itself; else a copy that shares nothing with it.
+
+    Returns:
+        The model in its training form.
+
+    Raises:
+        ValueError: if no branch of a block's training form can hold its fused kernel; the model is then as it was.
+
+    >>> from claritycore.blocks import RepConv2d
+    >>> deployed = reparameterize_model(nn.Sequential(RepConv2d(8, branches=("3x3", "1x1")), nn.ReLU()))
+    >>> to_training_form(deployed)[0].branch_names
+    ('3x3', '1x1')
+    """
+    made = copy.deepcopy(model)
+    for _, block in list(_blocks(made)):
+        block.to_training_form()
+    if not inplace:
+        return made
+    for _, block in list(_blocks(model)):
+        block.to_training_form()
+    return model
+
+
 @dataclass(frozen=True)
 class FusedBlock:
     """One block in both forms, given the same input."""
@@ -149,6 +189,8 @@ class ReparameterizationReport:
             to the largest output, and parameters and multiply-adds of the training and of the deployed form.
         max_error: largest difference of the whole model's outputs.
         relative_error: the same, relative to the largest output.
+        parameters: of the whole model, in its training and in its deployed form.
+        macs: multiply-adds of the whole model, in both.
 
     >>> ReparameterizationReport((), 0.0, 0.0).blocks
     ()
@@ -157,16 +199,8 @@ class ReparameterizationReport:
     blocks: tuple[FusedBlock, ...]
     max_error: float
     relative_error: float
-
-    @property
-    def parameters(self) -> tuple[int, int]:
-        """Parameters of the blocks before and after."""
-        return sum(block.parameters[0] for block in self.blocks), sum(block.parameters[1] for block in self.blocks)
-
-    @property
-    def macs(self) -> tuple[int, int]:
-        """Multiply-adds of the blocks before and after."""
-        return sum(block.macs[0] for block in self.blocks), sum(block.macs[1] for block in self.blocks)
+    parameters: tuple[int, int] = (0, 0)
+    macs: tuple[int, int] = (0, 0)
 
     def __str__(self) -> str:
         rows = [("block", "class", "max error", "relative", "parameters", "MACs")]
@@ -198,6 +232,8 @@ def verify_reparameterization(model: nn.Module, x: Tensor) -> Reparameterization
     if not names:
         raise ValueError(f"{type(model).__name__} has no block in its training form: there is nothing to compare")
     deployed = reparameterize_model(trained)
+    parameters = _parameters(trained), _parameters(deployed)
+    macs = _macs(trained, (x,)), _macs(deployed, (x,))
     found: list[FusedBlock] = []
 
     def compare(name: str, before: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
@@ -212,7 +248,7 @@ def verify_reparameterization(model: nn.Module, x: Tensor) -> Reparameterization
             lambda block, inputs, output, name=name: compare(name, block, inputs, output)
         )
     errors = _errors(deployed(x), trained(x))
-    return ReparameterizationReport(tuple(found), *errors)
+    return ReparameterizationReport(tuple(found), *errors, parameters, macs)
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, Reparameterizable]]:
@@ -243,7 +279,8 @@ def _macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # imports triton, where that is installed
 
     twin = copy.deepcopy(module).to("meta")
-    twin._forward_hooks.clear()
+    for part in twin.modules():
+        part._forward_hooks.clear()
     with FlopCounterMode(display=False, custom_mapping=kernel_flops()) as counter:
         twin(*(x.to("meta") for x in inputs))
     return counter.get_total_flops() // 2

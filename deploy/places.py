@@ -1,9 +1,9 @@
 """Which files a run restores, and where each result goes: settled, or refused, before any work begins."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from ..images.encoding import FORMATS
 
@@ -60,10 +60,13 @@ def plan_jobs(
     Raises:
         FileNotFoundError: if an input does not exist.
         FileExistsError: if a result exists and may not be replaced.
-        ValueError: if nothing is found, two pictures have one result, a result would replace another input, or
-            ``output`` cannot hold the results.
-        PermissionError: if the folder of a result cannot be written to.
+        ValueError: if a path is empty, nothing is found, two pictures have one result, a result would replace another
+            input, or ``output`` cannot hold the results.
+        PermissionError: if a folder cannot be looked into, or that of a result cannot be written to.
     """
+    for flag, given in (*(("--input", given) for given in inputs), ("--output", output)):
+        if not os.fspath(given):
+            raise ValueError(f"{flag} must be a path, got ''; the current folder is '.'")
     output = Path(output)
     found = _found(inputs, output, recursive)
     to_file = len(found) == 1 and found[0].by_name and bool(output.suffix) and not output.is_dir()
@@ -100,7 +103,7 @@ def _found(inputs: Sequence[str | os.PathLike[str]], output: Path, recursive: bo
 
 def _matches(path: Path, output: Path, recursive: bool) -> list[Found]:
     if path.is_dir():
-        base, paths = path, path.rglob("*") if recursive else path.iterdir()
+        base, paths = path, _below(path) if recursive else path.iterdir()
     elif os.path.lexists(path):
         return [Found(path, Path(path.name), by_name=True)]
     elif any(set(part) & WILD for part in path.parts):
@@ -119,6 +122,15 @@ def _matches(path: Path, output: Path, recursive: bool) -> list[Found]:
         and not any(part.startswith(".") for part in below.parts)
         and not (results and path.resolve().is_relative_to(results))
     ]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and in its folders; one that cannot be looked into is not passed over in silence."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise PermissionError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    return (Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names)
 
 
 def _renamed(below: Path, suffix: str, ext: str | None) -> Path:

@@ -183,7 +183,10 @@ class _Restorer:
             raise ValueError(f"{format.name} holds sides of up to {largest} pixels, not {side}: give --ext png")
 
     def _write(self, path: Path, picture: Picture) -> None:
-        quality = self.options.quality if FORMATS[path.suffix.lower()].lossy else None
+        format, quality = FORMATS[path.suffix.lower()], self.options.quality
+        if quality is not None and not format.lossy:
+            self.note(f"{path}: --quality is of JPEG and WebP; {format.name} keeps every value")
+            quality = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_image(path, picture, quality=quality, overwrite=self.options.overwrite)

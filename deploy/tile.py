@@ -191,7 +191,7 @@ def _tiling(
         raise TypeError(f"image must be floating point, got {image.dtype}")
     if image.ndim != 4 or 0 in image.shape:
         raise ValueError(f"image must be (B, C, H, W), none of them 0, got shape {tuple(image.shape)}")
-    sides = tile if isinstance(tile, tuple) else (tile, tile)
+    sides = tuple(tile) if isinstance(tile, tuple | list) else (tile, tile)
     if len(sides) != 2:
         raise ValueError(f"tile must be one side or (height, width), got {tile!r}")
     for side in sides:

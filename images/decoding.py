@@ -53,7 +53,7 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
 
 def too_large(max_pixels: int) -> str:
     """Say that an image is above the limit, and what to do."""
-    return f"is above the limit of {max_pixels} pixels: pass a larger max_pixels if you trust the file"
+    return f"is above the limit of {max_pixels} pixels: give a larger max_pixels (--max-pixels) if you trust the file"
 
 
 def _check(width: int, height: int, frames: int, max_pixels: int) -> None:

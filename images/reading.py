@@ -47,8 +47,8 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     Raises:
         FileNotFoundError: if there is no such file.
         IsADirectoryError: if it is a folder.
-        ValueError: if it is empty, cut short, damaged, no image of these formats, too large, has several frames, or
-            stores samples that do not fit 8 or 16 bits (floating point, CIELAB, 16-bit CMYK).
+        ValueError: if it is no regular file, empty, cut short, damaged, no image of these formats, too large, has
+            several frames, or stores samples that do not fit 8 or 16 bits (floating point, CIELAB, 16-bit CMYK).
 
     Source: PNG (ISO/IEC 15948), TIFF 6.0, CIPA DC-008 (EXIF).
 
@@ -60,10 +60,7 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     (torch.Size([1, 1, 2, 3]), torch.Size([1, 1, 2, 3]), 8)
     """
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the path of an image file")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: check the path")
+    _check_file(path)
     data = path.read_bytes()
     if not data:
         raise ValueError(f"{path} is empty: fetch or export it again")
@@ -94,6 +91,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     ...     image_size(f"{folder}/small.png")
     (2, 3)
     """
+    _check_file(Path(path))
     try:
         with Image.open(path, formats=("BMP", "JPEG", "PNG", "TIFF", "WEBP")) as image:
             width, height = image.size
@@ -102,6 +100,16 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         height, width = read_image(path).pixels.shape[-2:]
         return height, width
     return (width, height) if turned else (height, width)
+
+
+def _check_file(path: Path) -> None:
+    """Raise unless it is a file with an end: a pipe would be waited for, and a device read until memory is full."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the path of an image file")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: check the path")
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file: give the path of an image file")
 
 
 @contextmanager

@@ -40,6 +40,8 @@ class Kernel:
             return "none", str(error)
         if wanted != "auto":
             return chosen, f"{VARIABLE} asks for {wanted}"
+        if chosen != "triton" and not self.why_not("triton", device):
+            return chosen, "Triton's interpreter, which TRITON_INTERPRET asks for, runs only where a call names it"
         return chosen, self.why_not("triton", device) or "Triton can run"
 
     def choose(self, backend: Backend, tensor: Tensor) -> Backend:

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import secrets
+import warnings
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -22,8 +23,11 @@ DEFAULT_NAME = "model.safetensors"
 
 # Where files keep their weights beside counters and optimisers: of several, the averaged ones are the better.
 WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
-# What DataParallel, torch.compile and nets within nets put before every name.
-PREFIXES = ("module.", "netG.", "_orig_mod.", "generator.")
+# What DataParallel, torch.compile, Lightning and nets within nets put before every name.
+PREFIXES = ("module.", "netG.", "_orig_mod.", "generator.", "model.", "net.")
+# What lies beside the weights of a net in such a state: AveragedModel's counter, and the net's opponent.
+COUNTER = "n_averaged"
+OPPONENTS = ("netD.", "discriminator.")
 DEEPEST_WRAPPING = 4  # a file may hold a mapping that holds itself
 
 
@@ -35,12 +39,14 @@ class Checkpoint(NamedTuple):
         model_type: the registered name of the net's family; None where the file does not name it.
         config: the fields of the net's config.
         wrapping: what was removed around the tensors: names of mappings, then prefixes, which end in a dot.
+        beside: tensors that lay beside the net's: an average's counter, the weights of a discriminator.
     """
 
     state: dict[str, Tensor]
     model_type: str | None = None
     config: dict[str, Any] = {}  # noqa: RUF012 - never mutated
     wrapping: tuple[str, ...] = ()
+    beside: dict[str, Tensor] = {}  # noqa: RUF012 - never mutated
 
 
 def write_checkpoint(path: str | PathLike[str], checkpoint: Checkpoint) -> Path:
@@ -96,12 +102,21 @@ def read_checkpoint(path: str | PathLike[str]) -> Checkpoint:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        PermissionError: if it may not be read.
         ValueError: if the file is damaged, of an unknown kind, or holds more than tensors.
     """
-    path = located(path)
-    if path.is_dir():
-        path = path / DEFAULT_NAME
-    if not path.is_file():
+    path = Path(path)
+    try:
+        path = located(path)
+        path = path / DEFAULT_NAME if path.is_dir() else path
+        is_file = path.is_file()
+        if is_file:
+            path.open("rb").close()  # safetensors would say that there is none
+        elif path.exists():
+            raise ValueError(f"{path} is no regular file")
+    except PermissionError as error:
+        raise PermissionError(f"{path} cannot be read: {error.strerror}") from error
+    if not is_file:
         shipped = "" if path.suffix else f"; shipped are {', '.join(shipped_weights()) or 'none'}"
         raise FileNotFoundError(f"there is no checkpoint {path}{shipped}")
     if path.suffix == ".safetensors":
@@ -144,8 +159,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
     if METADATA_KEY not in metadata:
-        state, prefixes = _without_prefixes(state)
-        return Checkpoint(state, wrapping=prefixes)
+        state, prefixes, beside = _without_prefixes(state)
+        return Checkpoint(state, wrapping=prefixes, beside=beside)
     try:
         description = json.loads(metadata[METADATA_KEY])
         config = {key: _with_tuples(value) for key, value in description["config"].items()}
@@ -165,7 +180,8 @@ def _read_pickle(path: Path) -> Checkpoint:
     if not start.startswith((b"PK", b"\x80")):  # zip, or the pickle that torch wrote before 1.6
         raise ValueError(f"{path} is damaged or no torch checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of the file's age
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         kind = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({kind[1]})" if kind else ""
@@ -208,8 +224,8 @@ def unwrap(content: Any, source: str | PathLike[str]) -> Checkpoint:
         mappings = [key for key, value in others.items() if isinstance(value, Mapping)]
         hint = f"; its weights may be under {mappings[0]!r}: save that part alone" if mappings else ""
         raise ValueError(f"{source} must hold a plain mapping of names to tensors{hint}")
-    state, prefixes = _without_prefixes(state)
-    return Checkpoint(state, wrapping=(*names, *prefixes))
+    state, prefixes, beside = _without_prefixes(state)
+    return Checkpoint(state, wrapping=(*names, *prefixes), beside=beside)
 
 
 def put_back_prefixes(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
@@ -217,6 +233,9 @@ def put_back_prefixes(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
     names = [part for part in checkpoint.wrapping if not part.endswith(".")]
     prefixes = checkpoint.wrapping[len(names) :]
     own = model.state_dict()
+    if checkpoint.beside.keys() & own.keys():
+        whole = {"".join(prefixes) + key: value for key, value in checkpoint.state.items()}
+        return checkpoint._replace(state=whole | checkpoint.beside, wrapping=tuple(names), beside={})
 
     def known(kept: int) -> int:
         return sum("".join(prefixes[kept:]) + key in own for key in checkpoint.state)
@@ -234,13 +253,18 @@ def _is_filled(value: Any) -> bool:
     return isinstance(value, Mapping) and len(value) > 0
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Remove the prefixes that every name has, however many, and return them too."""
+def _without_prefixes(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...], dict[str, Tensor]]:
+    """Remove the prefixes that every name has, however many; return them too, and what lies beside these names."""
     taken: list[str] = []
+    beside: dict[str, Tensor] = {}
     while state:
-        prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None)
-        if prefix is None:
+        aside = {key for key in state if key == COUNTER or key.startswith(OPPONENTS)} if not taken else set()
+        names = [key for key in state if key not in aside]
+        prefix = next((prefix for prefix in PREFIXES if names and all(key.startswith(prefix) for key in names)), None)
+        # The first ESRGAN calls its layers model.0, model.1, ...
+        if prefix is None or (prefix == "model." and names[0][len(prefix) :][:1].isdigit()):
             break
         taken.append(prefix)
-        state = {key[len(prefix) :]: value for key, value in state.items()}
-    return state, tuple(taken)
+        beside |= {key: state[key] for key in aside}
+        state = {key[len(prefix) :]: state[key] for key in names}
+    return state, tuple(taken), beside

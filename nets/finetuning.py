@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..blocks import Reparameterizable
 from .base import RestorationNet
 from .checkpoints import put_back_prefixes, read_checkpoint, unwrap
 from .layouts import recognize
@@ -57,7 +58,8 @@ def load_matching(model: nn.Module, source: str | PathLike[str] | Mapping[str, A
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or holds objects that would run code, or no tensor fits.
+        ValueError: if the file is damaged or holds objects that would run code, no tensor fits, or it is of a deployed
+            net and the model is in its training form, or the other way round.
 
     >>> from claritycore.nets import AutoConfig, AutoModel
     >>> x2, x4 = (AutoModel.from_config(AutoConfig.from_name("rrdbnet-lite", num_block=1, scale=s)) for s in (2, 4))
@@ -69,6 +71,7 @@ def load_matching(model: nn.Module, source: str | PathLike[str] | Mapping[str, A
     name = "the state" if given else str(source)
     checkpoint = unwrap(source, name) if given else read_checkpoint(source)
     state = _under_our_names(put_back_prefixes(checkpoint, model).state, model)
+    _check_form(model, state, name)
     own = model.state_dict()
     shared = [key for key in own if key in state]
     loaded = [key for key in shared if _fits(own[key], state[key])]
@@ -127,6 +130,18 @@ def _under_our_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Te
     if found is None or found.reading is None or found.layout.family != model.config.model_type:
         return state
     return found.reading.state
+
+
+def _check_form(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    for path, block in model.named_modules():
+        if isinstance(block, Reparameterizable) and block.refuses(state, f"{path}." if path else ""):
+            kind = type(model).__name__
+            raise ValueError(
+                f"{name} is of the training form and {kind} is deployed: load it before reparameterize_model"
+                if block.deployed
+                else f"{name} is of the deployed form and {kind} in its training form: call reparameterize_model("
+                "model.eval(), inplace=True), load_matching, then to_training_form(model, inplace=True)"
+            )
 
 
 def _fits(own: Tensor, given: Tensor) -> bool:

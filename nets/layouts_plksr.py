@@ -64,10 +64,10 @@ def _their_large_kernel(state: State) -> tuple[dict[str, str], dict[str, Any], t
     spans = [(size - 1) * dilation + 1 for dilation, size in enumerate(sizes, start=1)]
     order = list(range(len(sizes)))
     branches = [f"{size}x{size}@{dilation}" for dilation, size in enumerate(sizes, start=1)]
-    # The whole kernel is the largest and holds the others; it comes last there and first here.
-    if sizes[-1] > max(sizes[:-1], default=0) and sizes[-1] >= max(spans[:-1], default=0):
+    # The whole kernel has the most taps; it comes last there and first here.
+    if sizes[-1] > max(sizes[:-1], default=0):
         order, branches = [order[-1], *order[:-1]], [f"{sizes[-1]}x{sizes[-1]}", *branches[:-1]]
-        spans = sizes[-1:]
+        spans[-1] = sizes[-1]
     kernels = {f"branches.{j}.convs.0": f"convs.{their}" for j, their in enumerate(order)}
     dilations = f"the dilations of the large kernel's branches: {', '.join(branches)} are assumed"
     return kernels, _branched("dilated", max(spans), tuple(branches)), (dilations, NO_IDENTITY)
@@ -119,6 +119,7 @@ def _read_own(state: State) -> Reading:
         assumptions = [
             "the activation: mish is assumed",
             "whether the norm is of groups or of layers: group is assumed",
+            NO_GROUPS,
         ]
     deployed = f"{conv}.fused.weight" in state
     kernel = state[f"{conv}.fused.weight" if deployed else f"{conv}.branches.0.convs.0.weight"]

@@ -39,6 +39,7 @@ class PLKSRConfig(BaseConfig):
         branches: what it is trained as, in the notation of `RepConv2d`; empty: what `form` says.
         attention: whether each block gates its elements.
         norm: "none", or "layer" or "group" in each block; "group" is RealPLKSR's, and makes tiles inexact.
+        norm_groups: of norm "group".
         activation: of the channel mixers, "gelu" or "mish".
         dropout: share of the feature channels that training drops before the last convolution.
         upsampler: "pixelshuffle" or "dysample".
@@ -61,14 +62,15 @@ class PLKSRConfig(BaseConfig):
     branches: tuple[str, ...] = ()
     attention: bool = True
     norm: BlockNorm = "none"
+    norm_groups: int = NORM_GROUPS
     activation: Activation = "gelu"
     dropout: float = 0.0
     upsampler: Upsampler = "pixelshuffle"
 
     def __post_init__(self) -> None:
-        check_config(self, counts=("in_channels", "out_channels", "num_feat", "num_block"))
-        if self.norm == "group" and self.num_feat % NORM_GROUPS:
-            raise ValueError(f"num_feat must be a multiple of {NORM_GROUPS} with norm 'group', got {self.num_feat}")
+        check_config(self, counts=("in_channels", "out_channels", "num_feat", "num_block", "norm_groups"))
+        if self.norm == "group" and self.num_feat % self.norm_groups:
+            raise ValueError(f"num_feat must be a multiple of norm_groups {self.norm_groups}, got {self.num_feat}")
         with torch.device("meta"):
             _block(self)  # raises for a kernel_size, split_ratio or branches that no block can have
         if not 0 <= self.dropout < 1:
@@ -145,7 +147,7 @@ def _block(config: PLKSRConfig) -> PLKBlock:
         split_ratio=config.split_ratio,
         form=config.form,
         attention=config.attention,
-        norm=config.norm,
+        norm=config.norm_groups if config.norm == "group" else config.norm,
         activation=config.activation,
         branches=config.branches,
     )

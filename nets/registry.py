@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import reparameterize_model
+from .building import built_for
 from .checkpoints import Checkpoint, check_weights, put_back_prefixes, read_checkpoint
 from .layouts import nearest_layout, recognize
 
@@ -239,11 +240,13 @@ def describe(
         family, (state, fields, _) = found.layout.family, found.reading
     if config is None:
         if family is None:
-            raise ValueError(f"{path} does not say which net it belongs to; give its config{nearest_layout(state)}")
-        try:
-            config = AutoConfig.from_name(family, **{**fields, **overrides})
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} describes a net that cannot be made: {error}") from error
+            hint = f"from_pretrained takes its config{nearest_layout(state)}"
+            raise ValueError(f"{path} does not say which net it belongs to; {hint}")
+        with built_for(state, path):  # some configs try their sizes
+            try:
+                config = AutoConfig.from_name(family, **{**fields, **overrides})
+            except ValueError as error:
+                raise ValueError(f"{path} describes a net that cannot be made: {error}") from error
     elif family not in (None, config.model_type):
         raise ValueError(f"{path} is a checkpoint of {family}, not of {config.model_type}")
     return config, state
@@ -253,9 +256,9 @@ def draft(config: BaseConfig, state: Mapping[str, Tensor], path: str | PathLike[
     """Make a net without memory for its weights and compare it with a state: one that does not fit costs nothing.
 
     Raises:
-        ValueError: if a tensor is missing, left over or of another shape.
+        ValueError: if a tensor is missing, left over or of another shape, or the net far too large for the state.
     """
-    with torch.device("meta"):
+    with built_for(state, path):
         model = _in_form_of(state, config.build())
         check_weights(model, dict(state), path)
     return model

@@ -163,7 +163,11 @@ def test_weights_start_as_those_of_plksr():
         (lambda: DoubleConvChannelMixer(8, expansion=0), "expansion must be an integer of at least 1, got 0"),
         (lambda: DoubleConvChannelMixer(8, activation="relu"), "activation must be one of gelu, mish, got 'relu'"),
         (lambda: PLKBlock(8, norm="batch"), "norm must be one of none, layer, group, got 'batch'"),
-        (lambda: PLKBlock(6, norm="group"), "channels must be a multiple of 4 with norm 'group', got 6"),
+        (lambda: PLKBlock(6, norm="group"), "channels must be a multiple of 4, the groups of the norm, got 6"),
+        (lambda: PLKBlock(6, norm=4), "channels must be a multiple of 4, the groups of the norm, got 6"),
+        (lambda: PLKBlock(6, norm=0), "norm must be an integer of at least 1, got 0"),
+        (lambda: PLKBlock(6, norm=True), "norm must be one of none, layer, group, got True"),
+        (lambda: PLKBlock(8, kernel_size=1025), "kernel_size must be at most 1023, got 1025"),
     ],
 )
 def test_bad_arguments_are_refused(build, message):

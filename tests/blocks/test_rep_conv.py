@@ -325,6 +325,12 @@ def test_what_cannot_be_exact_is_refused(options, message):
         RepConv2d(6, **options)
 
 
+@pytest.mark.parametrize("size", [3.0, "3", None])
+def test_a_kernel_size_that_is_no_integer_is_named(size):
+    with pytest.raises(ValueError, match=r"kernel_size must be odd and positive, or two such numbers, got"):
+        RepConv2d(8, kernel_size=size)
+
+
 def test_identity_between_different_shapes_is_refused():
     with pytest.raises(ValueError, match="branch 'identity' needs as many channels out as in, and stride 1"):
         RepConv2d(6, 8, branches=("identity",))

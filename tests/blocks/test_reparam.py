@@ -15,6 +15,7 @@ from claritycore.blocks import (
     ReparameterizationReport,
     RepConv2d,
     reparameterize_model,
+    to_training_form,
     verify_reparameterization,
 )
 from claritycore.nets import SPAN, SPANConfig
@@ -272,10 +273,49 @@ def test_the_report_measures_each_block_and_the_model(model):
     assert report.blocks[0].macs[1] == 4 * 4 * 25 * 7 * 8
     assert report.blocks[1].macs[1] == 4 * 25 * 7 * 8
     assert report.macs[0] > report.macs[1]
-    assert report.parameters[0] == sum(parameter.numel() for parameter in model.parameters())
+    for form, whole in enumerate((model, reparameterize_model(model.eval()))):
+        assert report.parameters[form] == sum(parameter.numel() for parameter in whole.parameters())
     assert "whole model" in str(report)
     assert not any(block.deployed for block in rep_blocks(model))
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_report_counts_what_lies_between_the_blocks():
+    report = verify_reparameterization(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), RepConv2d(4)), normal((1, 4, 7, 8)))
+    assert [whole - block for whole, block in zip(report.parameters, report.blocks[0].parameters, strict=True)] == [
+        148
+    ] * 2
+    assert [whole - block for whole, block in zip(report.macs, report.blocks[0].macs, strict=True)] == [144 * 56] * 2
+    assert str(report.parameters[1]) in str(report).splitlines()[-1]
+
+
+def test_a_model_comes_back_into_its_training_form_in_place_or_as_a_copy(model):
+    x = normal((1, 4, 7, 8))
+    deployed = reparameterize_model(model.eval())
+    y = deployed(x)
+    trained = to_training_form(deployed)
+    assert trained.state_dict().keys() == model.state_dict().keys()
+    assert all(block.deployed for block in rep_blocks(deployed))
+    torch.testing.assert_close(trained(x), y, rtol=0, atol=5e-6 * y.abs().max().item())
+    assert to_training_form(deployed, inplace=True) is deployed
+    torch.testing.assert_close(deployed.state_dict(), trained.state_dict(), rtol=0, atol=float("inf"))
+    assert not any(block.deployed for block in rep_blocks(deployed))
+
+
+def test_a_model_without_a_way_back_stays_deployed():
+    blocks = [RepConv2d(4, branches=branches) for branches in (("3x3",), ("sobel-x",))]
+    model = reparameterize_model(nn.Sequential(*blocks).eval())
+    with pytest.raises(ValueError, match=r"none of the branches sobel-x can hold a whole 3x3 kernel"):
+        to_training_form(model, inplace=True)
+    assert all(block.deployed for block in rep_blocks(model))
+
+
+def test_what_is_fused_in_inference_mode_can_be_differentiated(model):
+    with torch.inference_mode():
+        deployed = reparameterize_model(model.eval())
+        model[0].switch_to_deploy()
+    for fused in (deployed, model):
+        fused(normal((1, 4, 7, 8))).sum().backward()
 
 
 def test_the_report_finds_a_block_that_fuses_wrongly():

@@ -481,12 +481,16 @@ def test_it_runs_as_a_command(checkpoint, make_picture, tmp_path):
     )
 
 
-def test_scale_decides_where_a_file_leaves_it_open(make_net, make_picture, tmp_path):
+def test_scale_decides_where_a_file_leaves_it_open(make_net, make_picture, tmp_path, capsys):
     net = make_net(scale=3, upsampler="nearest+conv")
     torch.save(convert_state(net, "rrdbnet-esrgan-old"), tmp_path / "theirs.pth")
     source = make_picture("small.png", 5, 7)
     common = ["restore", "-i", str(source), "--model", str(tmp_path / "theirs.pth"), "-o"]
     assert main([*common, str(tmp_path / "assumed.png")]) == 0
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 'theirs.pth'} leaves open the scale, 2 or 3, of the one stage: 2 is assumed\n"
+    )
     assert main([*common, str(tmp_path / "told.png"), "--scale", "3"]) == 0
+    assert capsys.readouterr().err == ""
     sizes = [tuple(read_image(tmp_path / name).pixels.shape[2:]) for name in ("assumed.png", "told.png")]
     assert sizes == [(10, 14), (15, 21)]

@@ -405,3 +405,9 @@ def test_a_canvas_holds_what_a_box_says():
     canvas.image().zero_()
     canvas.put(box, window, torch.ones(1, 1, 10, 14))
     assert canvas.image().sum() == 4 * box.area
+
+
+def test_a_tile_may_be_a_list():
+    net, image = nn.Identity(), torch.rand(1, 1, 9, 9)
+    net.tile_safe, net.receptive_radius = True, 0
+    assert torch.equal(restore_tiled(net, image, [4, 5]), image)

@@ -116,7 +116,7 @@ def test_max_pixels_also_lifts_the_limit_of_pillow(tmp_path, monkeypatch, suffix
     path = tmp_path / f"a{suffix}"
     Image.new("P", (40, 30)).convert("RGB" if suffix == ".webp" else "P").save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # half of the file's pixels, where Pillow raises
-    with pytest.raises(ValueError, match=r"is above the limit of .* pixels: pass a larger max_pixels"):
+    with pytest.raises(ValueError, match=r"is above the limit of .* pixels: give a larger max_pixels"):
         read_image(path)
     assert read_image(path, max_pixels=10**9).pixels.shape == (1, 3, 30, 40)
     assert Image.MAX_IMAGE_PIXELS == 500

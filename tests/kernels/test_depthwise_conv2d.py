@@ -190,6 +190,13 @@ def test_large_maps_and_kernels_agree():
     assert_right(case, "torch", CPU)
 
 
+@pytest.mark.parametrize("sizes", [(17, 2, 63, 17), (16, 4, 31, 3), (17, 33, 63, 3), (17, 1, 63, 31)], ids=str)
+def test_one_channel_and_a_kernel_far_taller_than_the_map_agree(sizes):
+    """OneDNN's own gradient of such a kernel writes past its memory: sometimes wrong, sometimes the end of Python."""
+    for _ in range(5):
+        assert_right(Case(*sizes, batch=3, channels=1), "torch", CPU)
+
+
 def test_wrong_numbers_would_be_seen():
     inputs = Case(3, 4, 3, 5).inputs()
     flipped = inputs | {"weight": inputs["weight"].flip(2, 3)}

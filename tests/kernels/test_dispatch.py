@@ -36,6 +36,7 @@ def test_the_interpreter_is_never_taken_unasked(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert KERNEL.choose("triton", CPU) == "triton"
     assert KERNEL.choose("auto", CPU) == "torch"
+    assert KERNEL.explain(torch.device("cpu"))[1].startswith("Triton's interpreter")
 
 
 def test_a_named_backend_that_cannot_run_says_why(monkeypatch):

@@ -140,7 +140,10 @@ def test_plain_files_of_other_nets_need_a_config(like_rrdbnet, tmp_path):
     net = config.build()
     torch.save(net.state_dict(), tmp_path / "plain.pth")
     if not like_rrdbnet:
-        with pytest.raises(ValueError, match=r"plain.pth does not say which net it belongs to; give its config"):
+        with pytest.raises(
+            ValueError,
+            match=r"plain.pth does not say which net it belongs to; from_pretrained takes its config",
+        ):
             AutoModel.from_pretrained(tmp_path / "plain.pth")
     assert same_weights(AutoModel.from_pretrained(tmp_path / "plain.pth", config), net)
 
@@ -171,7 +174,10 @@ def test_averaged_weights_are_preferred(net, tmp_path):
 
 @pytest.mark.parametrize(
     "prefixes",
-    [("module.",), ("netG.",), ("_orig_mod.",), ("generator.",), ("_orig_mod.", "module."), ("module.",) * 2],
+    [
+        *[("module.",), ("netG.",), ("_orig_mod.",), ("generator.",), ("model.",), ("net.",)],
+        *[("_orig_mod.", "module."), ("module.",) * 2, ("model.", "net.", "_orig_mod.")],
+    ],
 )
 def test_prefixes_of_all_names_are_taken_off(net, prefixes, tmp_path):
     torch.save({"model": {"state_dict": prefixed(net.state_dict(), *prefixes)}}, tmp_path / "prefixed.pth")
@@ -179,10 +185,58 @@ def test_prefixes_of_all_names_are_taken_off(net, prefixes, tmp_path):
     for name, wrapping in (("prefixed.pth", ("model", "state_dict", *prefixes)), ("prefixed.safetensors", prefixes)):
         assert same_weights(AutoModel.from_pretrained(tmp_path / name), net)
         assert inspect_checkpoint(tmp_path / name).wrapping == wrapping
-    some = {**prefixed(net.state_dict(), *prefixes), "discriminator.weight": torch.zeros(1)}
+    some = {**prefixed(net.state_dict(), *prefixes), "encoder.weight": torch.zeros(1)}
     torch.save(some, tmp_path / "some.pth")
     with pytest.raises(ValueError, match=r"some.pth does not say which net it belongs to"):
         AutoModel.from_pretrained(tmp_path / "some.pth")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "beside"),
+    [
+        ("module.", {"n_averaged": torch.tensor(7)}),  # torch.optim.swa_utils.AveragedModel
+        ("generator.", {"discriminator.conv.weight": torch.zeros(4, 3, 3, 3)}),
+        ("netG.", {"netD.conv.weight": torch.zeros(4, 3, 3, 3)}),
+    ],
+)
+def test_what_lies_beside_a_net_is_left_out(net, prefix, beside, tmp_path):
+    torch.save({"state_dict": {**beside, **prefixed(net.state_dict(), prefix)}}, tmp_path / "beside.pth")
+    assert same_weights(AutoModel.from_pretrained(tmp_path / "beside.pth"), net)
+    other = RRDBNetConfig(**SMALL).build()
+    assert len(load_matching(other, tmp_path / "beside.pth").loaded) == len(net.state_dict())
+
+
+def test_a_model_that_has_an_opponent_of_its_own_gets_it(tmp_path):
+    def both():
+        return nn.ModuleDict({"generator": nn.Conv2d(3, 3, 3), "discriminator": nn.Conv2d(3, 1, 3)})
+
+    torch.save({"state_dict": (given := both()).state_dict()}, tmp_path / "gan.pth")
+    assert len(load_matching(taken := both(), tmp_path / "gan.pth").loaded) == 4
+    assert same_weights(taken, given)
+
+
+def test_a_pickle_of_another_protocol_is_refused_without_a_warning_before(net, tmp_path, recwarn):
+    torch.save(net.state_dict(), tmp_path / "four.pth", pickle_protocol=4)
+    with pytest.raises(ValueError, match=r"four.pth is refused"):
+        AutoModel.from_pretrained(tmp_path / "four.pth")
+    assert not recwarn.list
+
+
+def test_a_file_that_may_not_be_read_says_so(net, tmp_path, monkeypatch):
+    path = net.save_pretrained(tmp_path / "locked.safetensors")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError, match=r"locked.safetensors cannot be read: Permission denied"):
+        AutoModel.from_pretrained(path)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(ValueError, match=r"pipe.pth is no regular file"):
+        AutoModel.from_pretrained(tmp_path / "pipe.pth")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -358,3 +412,26 @@ def test_the_object_that_is_refused_is_named(tmp_path):
     torch.save({"params": {"weight": torch.zeros(1)}, "loss": np.float64(0.5)}, tmp_path / "numpy.pth")
     with pytest.raises(ValueError, match=r"numpy.pth is refused: it holds more than tensors \(numpy\..*scalar\)"):
         inspect_checkpoint(tmp_path / "numpy.pth")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "reason"),
+    [
+        ("span", {"num_block": 10**8, "num_feat": 1}, "more than 1100 parameters, for 1 tensors"),
+        ("rrdbnet", {"num_feat": 10**12}, "Storage size"),
+        ("span", {"num_feat": 10**30}, ""),
+        ("plksr", {"num_feat": 10**12}, "Storage size"),
+        ("plksr", {"kernel_size": 10**15 + 1, "form": "dilated"}, "kernel_size must be at most 1023"),
+        ("plksr", {"branches": ["1x1-" * 10**4 + "1x1"]}, "more than 1100 parameters"),
+    ],
+)
+def test_a_small_file_that_describes_a_huge_net_is_refused_at_once(model_type, fields, reason, tmp_path):
+    checkpoint = checkpoints_module.Checkpoint({"a": torch.zeros(1)}, model_type, fields)
+    path = checkpoints_module.write_checkpoint(tmp_path / "huge.safetensors", checkpoint)
+    with pytest.raises(
+        ValueError, match=f"huge.safetensors describes a net that cannot be made: .*{reason}"
+    ) as refused:
+        AutoModel.from_pretrained(path)
+    assert "\n" not in str(refused.value)
+    assert inspect_checkpoint(path).refusal == str(refused.value)
+    AutoModel.from_config(AutoConfig.from_name("rrdbnet-lite", num_block=60))  # the limit is gone

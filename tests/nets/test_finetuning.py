@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from claritycore.blocks import RepConv2d
+from claritycore.blocks import RepConv2d, reparameterize_model, to_training_form
 from claritycore.nets import AutoConfig, AutoModel, MatchReport, convert_state, freeze, load_matching
 from tests.strategies import normal
 
@@ -68,12 +68,32 @@ def test_any_module_takes_what_fits():
     assert torch.equal(model[0].weight, torch.ones(4, 3, 3, 3))
 
 
-def test_a_training_form_leaves_a_deployed_block_alone():
+def test_a_state_of_the_other_form_is_refused_and_nothing_changes():
     trained, deployed = (nn.ModuleDict({"a": RepConv2d(2), "b": nn.Conv2d(2, 2, 1)}) for _ in range(2))
-    deployed["a"].switch_to_deploy()
-    report = load_matching(deployed, trained.state_dict())
-    assert report.loaded == ("b.weight", "b.bias")
-    assert report.missing == ("a.fused.weight", "a.fused.bias")
+    reparameterize_model(deployed, inplace=True)
+    before = copy.deepcopy((trained.state_dict(), deployed.state_dict()))
+    with pytest.raises(
+        ValueError, match=r"the state is of the training form and ModuleDict is deployed: load it before"
+    ):
+        load_matching(deployed, trained.state_dict())
+    with pytest.raises(ValueError, match=r"the state is of the deployed form and .* then to_training_form\(model"):
+        load_matching(trained, deployed.state_dict())
+    for model, state in zip((trained, deployed), before, strict=True):
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert load_matching(deployed, {"b.weight": torch.ones(2, 2, 1, 1)}).loaded == ("b.weight",)
+
+
+def test_a_deployed_file_is_the_start_of_finetuning_at_another_scale(tmp_path):
+    x2, x4 = (AutoModel.from_config(AutoConfig.from_name("span", num_feat=8, scale=s)).eval() for s in (2, 4))
+    torch.save({"params": convert_state(reparameterize_model(x2), "span-basicsr-deployed")}, tmp_path / "span.pth")
+    with pytest.raises(ValueError, match=r"span.pth is of the deployed form and SPAN in its training form"):
+        load_matching(x4, tmp_path / "span.pth")
+    reparameterize_model(x4, inplace=True)
+    assert set(load_matching(x4, tmp_path / "span.pth").mismatched) == {"conv_last.weight", "conv_last.bias"}
+    to_training_form(x4, inplace=True)
+    assert x4.state_dict().keys() == x2.state_dict().keys()
+    image = torch.rand(1, 3, 9, 8)
+    torch.testing.assert_close(x4.features(image), x2.features(image), rtol=0, atol=1e-4)
 
 
 def test_nothing_that_fits_is_refused_and_nothing_changes():

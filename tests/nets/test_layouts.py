@@ -75,6 +75,16 @@ NETS = {
         "plksr-original",
         {**LARGE, "form": "dilated", "kernel_size": 9},
     ),
+    "plksr sparse that spans more than the whole": (
+        lambda: PLKSR(kind="sparse", whole=True, size=9, dilated=(5,) * 4),
+        "plksr-original",
+        {
+            **LARGE,
+            "form": "dilated",
+            "kernel_size": 17,
+            "branches": ("9x9", "5x5@1", "5x5@2", "5x5@3", "5x5@4"),
+        },
+    ),
     "plksr strips": (
         lambda: PLKSR(kind="rect", size=9, blocks=2),
         "plksr-original",
@@ -340,6 +350,18 @@ def test_what_a_layout_cannot_say_is_told(build, clauses, tmp_path):
     ]
 
 
+def test_the_caller_decides_how_many_groups_a_norm_has(tmp_path):
+    theirs = made(lambda: PLKSR(real=True, norm="group"))
+    for module in theirs.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.num_groups = 2
+    image = torch.rand(1, 3, 9, 8)
+    ours = AutoModel.from_pretrained(path := saved(theirs, tmp_path), norm_groups=2).eval()
+    torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=1e-5)
+    assert (ours(image) - AutoModel.from_pretrained(path).eval()(image)).abs().max() > 1e-4
+    assert AutoModel.from_pretrained(ours.save_pretrained(tmp_path)).config.norm_groups == 2
+
+
 def test_the_caller_decides_what_a_file_cannot_say(tmp_path):
     theirs = made(lambda: OldESRGAN(stages=1, factor=3))
     path = saved(theirs, tmp_path)
@@ -379,9 +401,12 @@ def mixed(first: int, second: int) -> dict[str, torch.Tensor]:
         ),
         (
             {key.replace("RDB", "Dense"): value for key, value in ESRGAN(ESRGAN_NAMES).state_dict().items()},
-            "does not say which net it belongs to; give its config; the nearest layout is rrdbnet-esrgan",
+            "belongs to; from_pretrained takes its config; the nearest layout is rrdbnet-esrgan",
         ),
-        ({"weight": torch.zeros(3)}, "does not say which net it belongs to; give its config$"),
+        (
+            {"weight": torch.zeros(3)},
+            "does not say which net it belongs to; from_pretrained takes its config$",
+        ),
     ],
 )
 def test_what_cannot_be_taken_is_refused_in_a_sentence(state, message, tmp_path):
