@@ -201,7 +201,7 @@ def test_the_fallback_agrees(case):
     assert_right(case, "torch", CPU)
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(case=cases(st.integers(1, 2), st.integers(1, 3), reach=1, heads=1))
 def test_triton_agrees(case, device):
     assert_right(case, "triton", device)
@@ -224,8 +224,8 @@ SEAMS = [
     Case(3, 3, (2, 1), beyond=(0, 0), heads=1),
     Case(2, 3, (3, 2), beyond=(1, 3), heads=1),
     Case(2, 3, (3, 2), beyond=(1, 3), zero_border=True, heads=1),
-    Case(2, 2, (2, 2), (1, 1), tokens=0, logit_scale=True, batch=2, heads=1),
-    Case(2, 3, (2, 2), (0, 1), heads=3, head_dim=17, batch=2, tokens=1),  # an odd number of channels
+    Case(2, 2, (2, 2), tokens=0, logit_scale=True, batch=2, heads=1),
+    Case(2, 2, (2, 2), (0, 1), heads=3, head_dim=17, tokens=1),  # an odd number of channels
 ]
 
 
@@ -258,11 +258,11 @@ def test_triton_agrees_where_the_bias_does_not_fit_registers(device, monkeypatch
     assert_right(Case(5, 5, (5, 5), (2, 2), heads=1, logit_scale=True), "triton", device)
 
 
-@pytest.mark.parametrize("programs", [1, 3, 1000])  # all windows to one, unevenly, one each
+@pytest.mark.parametrize("programs", [6, 1000])  # three, three and two windows each; one each
 def test_triton_divides_the_windows(programs, device, monkeypatch):
     fused_backward = pytest.importorskip("claritycore.kernels.window_attention.fused_backward")
     monkeypatch.setattr(fused_backward, "PROGRAMS_PER_PROCESSOR", programs)
-    assert_right(Case(3, 5, (2, 2), (1, 1), heads=1, batch=2, tokens=2, logit_scale=True), "triton", device)
+    assert_right(Case(3, 7, (2, 2), (1, 1), heads=1, batch=2, tokens=2, logit_scale=True), "triton", device)
     assert_right(Case(3, 5, (2, 2), heads=1, beyond=(1, 1)), "triton", device)
 
 
