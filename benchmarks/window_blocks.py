@@ -1,8 +1,9 @@
 """SwinBlock, OverlappingCrossAttention, GridAttention and HybridAttention, forward and backward.
 
 Peers: the block of Swin as torchvision's `shifted_window_attention` computes it (roll, cut into windows, mask, attend,
-put back, roll back); HAT's attention with its keys unfolded, as its authors write it; the grid of MaxViT as timm cuts it
-by reshaping; windows cut by reshaping, with pooled tokens joined to the keys of each. All of them at sizes that windows divide, for want of others there.
+put back, roll back); HAT's attention with its keys unfolded, as its authors write it; the grid of MaxViT as timm cuts
+it by reshaping; windows cut by reshaping, with pooled tokens joined to the keys of each. All of them at sizes that
+windows divide, for want of others there.
 
 python -m benchmarks.window_blocks
 """
