@@ -143,9 +143,9 @@ def _pair(value: Pair) -> list[int]:
 
 
 def _attend(x: Operands, layout: Layout, scale: float | None, backend: Backend) -> Tensor:
-    factor = x.logit_scale
-    if factor is not None and (factor.ndim == 1 or factor.shape[:-1] == (1,)) and isinstance(x.qkv, Tensor):
-        x = x._replace(logit_scale=factor.expand(x.qkv.shape[0], -1))
+    scales = x.logit_scale
+    if scales is not None and isinstance(x.qkv, Tensor) and (scales.ndim == 1 or scales.shape[:-1] == (1,)):
+        x = x._replace(logit_scale=scales.expand(x.qkv.shape[0], -1))  # one for all images
     check_operands(x, layout)
     if scale is None:
         layout = layout._replace(scale=1.0 if layout.cosine else (x.channels // layout.num_heads) ** -0.5)
