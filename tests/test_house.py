@@ -41,6 +41,7 @@ WITHOUT_BENCHMARK = {
     **dict.fromkeys(["list_models", "register_config", "register_presets", "Kernel"], "looks a name up"),
     **dict.fromkeys(["Aux", "RestorationOutput", "Summary"], "only holds what others computed"),
     **dict.fromkeys(["Reparameterizable", "ReparameterizationReport"], "computes nothing in a forward pass"),
+    "to_training_form": "runs once, before training goes on",
     "verify_reparameterization": "runs once, and times nothing itself",
     **dict.fromkeys(["restore_files", "restore_picture"], "the time is that of restore_tiled, and of files"),
     **dict.fromkeys(["RestoreOptions", "RestoreReport"], "only says what is asked for, and what was done"),

@@ -1,8 +1,11 @@
 """Checkpoints of tiny nets, and pictures to restore."""
 
+import os
+
 import pytest
 import torch
 
+from claritycore.cli import main
 from claritycore.images import Picture, write_image
 from claritycore.nets import RRDBNet, RRDBNetConfig
 
@@ -41,3 +44,31 @@ def make_picture(tmp_path):
         return path
 
     return make
+
+
+@pytest.fixture
+def run(checkpoint, capsys):
+    def go(*arguments, model=checkpoint):
+        status = main(["restore", "--model", str(model), "--device", "cpu", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err.splitlines()
+
+    return go
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """Run, and see to it that one line is told, and that nothing below the test's folder has changed."""
+
+    def state():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and os.access(path, os.R_OK)}
+
+    def go(*arguments, **options):
+        before = state()
+        status, out, err = run(*arguments, **options)
+        assert (status, out, len(err)) == (2, "", 1), (out, err)
+        assert state() == before
+        assert err[0].startswith("claritycore: ")
+        return err[0].removeprefix("claritycore: ")
+
+    return go
