@@ -79,20 +79,22 @@ def depthwise_backward_flops(
     return depthwise_flops(x, weight) * (sum(wanted[:2]) + (activation is not None and y is None))
 
 
-def blur_flops(x: Shape, *inputs: Any, **_: Any) -> int:
+def blur_flops(x: Shape, *inputs: Any, **__: Any) -> int:
     """`claritycore::blur_split` and its adjoint: a product and a sum for each tap along each side, and a difference."""
-    *_, sigma, _ = inputs
-    return blur_split_flops(*x, sigma=max(sigma))
+    batch, channels, height, width = x
+    return blur_split_flops(batch, channels, height, width, sigma=max(inputs[-2]))
 
 
 def haar_flops(x: Shape, *_: Any, **__: Any) -> int:
     """`claritycore::haar_split`: 12 flops for 4 pixels."""
-    return haar_split_flops(*x)
+    batch, channels, height, width = x
+    return haar_split_flops(batch, channels, height, width)
 
 
 def haar_merge_flops(ll: Shape, *_: Any, **__: Any) -> int:
     """`claritycore::haar_merge`: the same back."""
-    return haar_split_flops(*ll[:2], 2 * ll[2], 2 * ll[3])
+    batch, channels, height, width = ll
+    return haar_split_flops(batch, channels, 2 * height, 2 * width)
 
 
 def real_fourier_flops(x: Shape, dim: Sequence[int], *_: Any, out_shape: Shape, **__: Any) -> int:

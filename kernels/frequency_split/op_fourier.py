@@ -64,12 +64,11 @@ def fft_split(
     _check(x, cutoff, mask, padding)
     if padding is None:
         padding = LEARNED_PADDING if isinstance(cutoff, Tensor) else _padding_of(cutoff)
-    with torch.autocast(x.device.type, enabled=False):
-        wide = x.to(arithmetic(x.dtype))
-        if x.numel() == 0:
-            return wide.to(x.dtype), wide.to(x.dtype)
-        low = _low(wide, cutoff, mask, padding)
-        return low.to(x.dtype), (wide - low).to(x.dtype)
+    wide = x.to(arithmetic(x.dtype))  # autocast lowers nothing that follows
+    if x.numel() == 0:
+        return wide.to(x.dtype), wide.to(x.dtype)
+    low = _low(wide, cutoff, mask, padding)
+    return low.to(x.dtype), (wide - low).to(x.dtype)
 
 
 def fft_split_flops(batch: int, channels: int, height: int, width: int, *, padding: int = LEAST_PADDING) -> int:

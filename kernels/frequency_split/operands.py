@@ -100,7 +100,7 @@ def check_bands(bands: Sequence[Tensor], size: Sequence[int]) -> None:
     """Raise unless these are the bands of a map of that size."""
     if len(bands) != 4:
         raise ValueError(f"bands must be the four (LL, LH, HL, HH), got {len(bands)}")
-    named = dict(zip(("LL", "LH", "HL", "HH"), bands, strict=True))
+    named: dict[str, Tensor] = dict(zip(("LL", "LH", "HL", "HH"), bands, strict=True))
     check_tensors(named, "LL")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be a height and a width of at least 1, got {tuple(size)}")
