@@ -1,6 +1,7 @@
 """FLOPs of the operations that the usual counters leave out: one table, for torch's counter and for fvcore."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,26 @@ def bicubic_flops(*_: Any, out_shape: Shape, **__: Any) -> int:
     return 32 * torch.Size(out_shape).numel()
 
 
+def real_fourier_flops(x: Shape, dim: Sequence[int], *_: Any, out_shape: Shape, **__: Any) -> int:
+    """A Fourier transform of real numbers, or back to them: 2.5 n log2 n for n of them.
+
+    >>> real_fourier_flops((1, 8, 8), [1, 2], out_shape=(1, 8, 5))
+    960
+    """
+    longer = x if x[dim[-1]] > out_shape[dim[-1]] else out_shape
+    points = math.prod(longer[axis] for axis in dim)
+    return round(2.5 * math.prod(longer) * math.log2(points))
+
+
+def complex_fourier_flops(x: Shape, dim: Sequence[int], *_: Any, **__: Any) -> int:
+    """A Fourier transform of complex numbers: 5 n log2 n.
+
+    >>> complex_fourier_flops((1, 8, 8), [1, 2])
+    1920
+    """
+    return round(5 * math.prod(x) * math.log2(math.prod(x[axis] for axis in dim)))
+
+
 def flop_formulas() -> dict[Any, Formula]:
     """The table, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`.
 
@@ -40,6 +61,9 @@ def flop_formulas() -> dict[Any, Formula]:
         aten.upsample_bilinear2d: bilinear_flops,
         aten.grid_sampler_2d: bilinear_flops,
         aten.upsample_bicubic2d: bicubic_flops,
+        aten._fft_r2c: real_fourier_flops,
+        aten._fft_c2r: real_fourier_flops,
+        aten._fft_c2c: complex_fourier_flops,
         **kernel_flops(),
     }
 

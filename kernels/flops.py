@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .depthwise_conv2d import depthwise_conv2d_flops
+from .frequency_split import blur_split_flops, haar_split_flops
 from .selective_scan import selective_scan_flops
 from .selective_scan_2d import selective_scan_2d_flops
 from .window_attention import window_attention_flops
@@ -58,6 +59,22 @@ def depthwise_backward(
     return depthwise(x, weight) * (sum(wanted[:2]) + (activation is not None and y is None))
 
 
+def blur(x: Shape, *inputs: Any, **_: Any) -> int:
+    """`claritycore::blur_split` and its adjoint: a product and a sum for each tap along each side, and a difference."""
+    return blur_split_flops(*x, sigma=max(inputs[-2]))
+
+
+def haar(x: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::haar_split`: 12 flops for 4 pixels."""
+    return haar_split_flops(*x)
+
+
+def haar_back(ll: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::haar_merge`: the same back."""
+    batch, channels, height, width = ll
+    return haar_split_flops(batch, channels, 2 * height, 2 * width)
+
+
 def windows(*inputs: Any, **_: Any) -> int:
     """`claritycore::window_attention`: the logits and the mean of values, for the keys that each query sees."""
     qkv, kv, _, _, tokens, *layout = inputs
@@ -83,6 +100,10 @@ def kernel_flops() -> dict[Any, Formula]:
     return {
         ours.depthwise_conv2d: depthwise,
         ours.depthwise_conv2d_backward: depthwise_backward,
+        ours.blur_split: blur,
+        ours.blur_split_adjoint: blur,
+        ours.haar_split: haar,
+        ours.haar_merge: haar_back,
         ours.selective_scan: scan,
         ours.selective_scan_backward: scan_backward,
         ours.selective_scan_2d: scan_2d,
