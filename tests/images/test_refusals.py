@@ -98,7 +98,7 @@ def test_several_frames_are_refused(tmp_path, suffix):
 def test_too_many_pixels_are_refused_before_decoding(tmp_path, suffix, depth):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(encoded(suffix, depth))
-    with pytest.raises(ValueError, match="has 17 x 23 pixels and is above the limit of 390 pixels: pass a larger max"):
+    with pytest.raises(ValueError, match="has 17 x 23 pixels and is above the limit of 390 pixels: give a larger max"):
         read_image(path, max_pixels=390)
     assert read_image(path, max_pixels=391).pixels.shape == (1, 3, 23, 17)
 
