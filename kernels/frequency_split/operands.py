@@ -114,7 +114,7 @@ def deviations(sigma: float | Tensor, channels: int) -> list[float]:
     if isinstance(sigma, Tensor):
         if sigma.requires_grad:
             raise ValueError("sigma must not require a gradient: learn a cutoff with fft_split")
-        if sigma.shape not in ((), (channels,)):
+        if tuple(sigma.shape) not in ((), (channels,)):
             raise ValueError(f"sigma must be a number or (C,) = ({channels},), got shape {tuple(sigma.shape)}")
         values = sigma.double().reshape(-1).tolist()
     else:
