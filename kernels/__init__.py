@@ -3,6 +3,8 @@
 from .depthwise_conv2d import KERNEL as _depthwise_conv2d
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from .dispatch import Backend, Kernel
+from .frequency_split import KERNEL as _frequency_split
+from .frequency_split import blur_split, fft_split, gaussian_sigma, haar_merge, haar_split
 from .selective_scan import KERNEL as _selective_scan
 from .selective_scan import selective_scan, selective_scan_reference
 from .selective_scan_2d import KERNEL as _selective_scan_2d
@@ -11,14 +13,19 @@ from .window_attention import KERNEL as _window_attention
 from .window_attention import overlapping_window_attention, window_attention
 
 # Every kernel, for `claritycore doctor`.
-KERNELS = (_depthwise_conv2d, _selective_scan, _selective_scan_2d, _window_attention)
+KERNELS = (_depthwise_conv2d, _frequency_split, _selective_scan, _selective_scan_2d, _window_attention)
 
 __all__ = [
     "KERNELS",
     "Backend",
     "Kernel",
+    "blur_split",
     "depthwise_conv2d",
     "depthwise_conv2d_reference",
+    "fft_split",
+    "gaussian_sigma",
+    "haar_merge",
+    "haar_split",
     "overlapping_window_attention",
     "selective_scan",
     "selective_scan_2d",

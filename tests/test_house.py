@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text()
 
 KERNEL_FOLDERS = [file.parent for file in sorted((ROOT / "kernels").glob("*/__init__.py"))]
 KERNEL_FILES = {"__init__.py", "op.py", "reference.py"}
-FURTHER_KERNEL_FILES = re.compile(r"(fallback|fused|operands)(_\w+)?\.py")
+FURTHER_KERNEL_FILES = re.compile(r"(fallback|fused|op|operands)(_\w+)?\.py")
 
 # Public names that no benchmark times, each with the reason.
 WITHOUT_BENCHMARK = {

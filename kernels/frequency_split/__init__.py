@@ -1,7 +1,27 @@
 """Splits of a map into low and high frequencies that add up to it again: Fourier, blur, Haar."""
 
-from .fourier import Mask, fft_split
-from .op import blur_split, haar_merge, haar_split
+from .op import (
+    KERNEL,
+    blur_split,
+    blur_split_flops,
+    frequency_split_bytes,
+    haar_merge,
+    haar_split,
+    haar_split_flops,
+)
+from .op_fourier import Mask, fft_split, fft_split_flops
 from .operands import gaussian_sigma
 
-__all__ = ["Mask", "blur_split", "fft_split", "gaussian_sigma", "haar_merge", "haar_split"]
+__all__ = [
+    "KERNEL",
+    "Mask",
+    "blur_split",
+    "blur_split_flops",
+    "fft_split",
+    "fft_split_flops",
+    "frequency_split_bytes",
+    "gaussian_sigma",
+    "haar_merge",
+    "haar_split",
+    "haar_split_flops",
+]

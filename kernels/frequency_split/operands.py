@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..operand_rules import check_tensors
@@ -39,10 +40,10 @@ def radius_of(sigma: Sequence[float]) -> int:
 
 
 def taps_of(sigma: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Sample the Gaussians and norm their sums to 1: (1 or C, 2 radius + 1)."""
-    radius = radius_of(sigma)
+    """Sample each Gaussian as far as it looks, and norm its sum to 1: (1 or C, 2 radius + 1)."""
+    radius, deviation = radius_of(sigma), torch.tensor(sigma, dtype=torch.float64)[:, None]
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    taps = torch.exp(-0.5 * (offsets / torch.tensor(sigma, dtype=torch.float64)[:, None]) ** 2)
+    taps = torch.exp(-0.5 * (offsets / deviation) ** 2) * (offsets.abs() <= torch.ceil(3 * deviation))
     return (taps / taps.sum(1, keepdim=True)).to(device, dtype)
 
 
@@ -54,6 +55,35 @@ def mirrored(size: int, before: int, after: int, device: torch.device) -> Tensor
     """
     index = torch.arange(-before, size + after, device=device)
     return torch.where(index < size, index.abs(), 2 * (size - 1) - index).clamp(0, size - 1)
+
+
+def mirror(x: Tensor, above: int, below: int, left: int, right: int) -> Tensor:
+    """Continue a map beyond its borders, as `mirrored` numbers its pixels."""
+    height, width = x.shape[2:]
+    # Torch's own padding is several times as fast on a CPU; on a GPU its gradient does not repeat bit for bit.
+    if x.is_cpu and isinstance(height, int) and isinstance(width, int):
+        if max(above, below) < height and max(left, right) < width:
+            return F.pad(x, (left, right, above, below), mode="reflect")
+    x = x.index_select(2, mirrored(height, above, below, x.device))
+    return x.index_select(3, mirrored(width, left, right, x.device))
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of all arithmetic."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def in_format_of(x: Tensor, value: Tensor) -> Tensor:
+    """Lay a map out as `x` is, channels last or first."""
+    if x.is_contiguous() or not x.permute(0, 2, 3, 1).is_contiguous():
+        return value.contiguous()
+    return value.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def empty_map(x: Tensor, height: int, width: int) -> Tensor:
+    """Allocate a map of another size in the format of `x`."""
+    batch, channels = x.shape[:2]
+    return in_format_of(x, x.new_empty(batch, height, width, channels).permute(0, 3, 1, 2))
 
 
 def check_map(x: Tensor) -> None:

@@ -6,12 +6,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..dispatch import Kernel
 from ..operand_rules import check_tensors
-from .operands import HIGHEST_CUTOFF, check_map, gaussian_sigma, mirrored
-from .reference import arithmetic
-
-KERNEL = Kernel("fft_split", ("reference",))
+from .operands import HIGHEST_CUTOFF, arithmetic, check_map, gaussian_sigma, in_format_of, mirror
 
 Mask = Literal["gaussian", "butterworth", "ideal"]
 
@@ -104,19 +100,13 @@ def smooth(size: int) -> int:
 
 def _low(x: Tensor, cutoff: float | Tensor, mask: Mask, padding: int) -> Tensor:
     height, width = x.shape[2:]
-    padded = x.contiguous()
-    for axis in (2, 3):
-        after = _padded(x.shape[axis] + 2 * padding) - x.shape[axis] - padding
-        padded = padded.index_select(axis, mirrored(x.shape[axis], padding, after, x.device))
+    below, right = (_padded(size + 2 * padding) - size - padding for size in (height, width))
+    padded = mirror(x.contiguous(), padding, below, padding, right)
     size = padded.shape[2], padded.shape[3]
     # Real numbers times real numbers: a complex product would take twice the time.
     spectrum = torch.view_as_real(torch.fft.rfft2(padded)) * _gain(x, cutoff, mask, size)[..., None]
     filtered = torch.fft.irfft2(torch.view_as_complex(spectrum), s=size)
-    low = filtered[:, :, padding : padding + height, padding : padding + width]
-    if x.is_contiguous():
-        return low.contiguous()
-    pixels = x.permute(0, 2, 3, 1)
-    return low.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if pixels.is_contiguous() else low
+    return in_format_of(x, filtered[:, :, padding : padding + height, padding : padding + width])
 
 
 def _padded(size: int) -> int:
