@@ -108,8 +108,8 @@ class _Crossing(nn.Module):
         self.gate = nn.Linear(channels, num_heads)
         self.proj = nn.Linear(channels, channels)
         self.position_bias = position_bias(bias, num_heads, window_size)
-        nn.init.zeros_(self.proj.weight)
-        nn.init.zeros_(self.proj.bias)
+        for parameter in self.proj.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, pixels: Tensor, others: Tensor) -> Tensor:
         attended = window_attention(

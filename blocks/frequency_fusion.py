@@ -143,8 +143,8 @@ class _BandGate(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
         self.conv = nn.Conv2d(2 * channels, 2 * channels, 1)
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        for parameter in self.conv.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, bands: FreqBands | tuple[Tensor, Tensor]) -> FreqBands:
         low, high = bands[:2]
