@@ -91,7 +91,7 @@ class FreqSplit2d(nn.Module):
         condition_channels: length of the vector d that shifts the cutoffs, 0 for none.
         mask: of "fft": "gaussian", "butterworth" or "ideal"; the last two ring at edges, by 3 and by 8 % of the step,
             and "ideal" has no cutoff to learn.
-        levels: halvings of "laplacian".
+        levels: halvings of "laplacian": one is about a cutoff of 0.25, each further one halves it.
 
     Raises:
         TypeError: if the input is not floating point.
@@ -116,7 +116,7 @@ class FreqSplit2d(nn.Module):
         learnable: bool | None = None,
         condition_channels: int = 0,
         mask: Mask = "gaussian",
-        levels: int = 2,
+        levels: int = 1,
     ) -> None:
         super().__init__()
         check_positive(channels=channels, levels=levels)

@@ -81,7 +81,11 @@ class FrequencyCrossAttention(nn.Module):
         low, high = bands[:2]
         check_feature_map(low, self.channels, self)
         check_bands(bands, low.shape, self)
-        low_pixels, high_pixels = self.norm_low(low).permute(0, 2, 3, 1), self.norm_high(high).permute(0, 2, 3, 1)
+        # Every part computes with the channels last: to and fro once, and not at all for maps that have them.
+        last = [band.contiguous(memory_format=torch.channels_last) for band in (low, high)]
+        low_pixels, high_pixels = (
+            norm(band).permute(0, 2, 3, 1) for norm, band in zip((self.norm_low, self.norm_high), last, strict=True)
+        )
         from_high = self.to_low(low_pixels, high_pixels).permute(0, 3, 1, 2)
         from_low = self.to_high(high_pixels, low_pixels).permute(0, 3, 1, 2)
         return FreqBands(laid_out(low + from_high, low), laid_out(high + from_low, high))

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..kernels.frequency_split import haar_split
 from .padding import cropped
-from .pyramid import double, laplacian_pyramid
+from .pyramid import double, halve
 
 Parts = tuple[Tensor, Tensor, tuple[Tensor, ...]]
 """The low frequencies at full size, the high ones, and the bands of the pyramid."""
@@ -58,11 +58,15 @@ def avgpool_parts(x: Tensor) -> Parts:
 
 def laplacian_parts(x: Tensor, levels: int) -> Parts:
     """Split by a Laplacian pyramid: the low frequencies are its coarsest map at full size."""
-    bands = laplacian_pyramid(x, levels)
-    low = bands[-1]
-    for detail in reversed(bands[:-1]):
-        low = double(low, *detail.shape[2:])
-    return low, x - low, tuple(bands)
+    images = [x]
+    for _ in range(levels):
+        images.append(halve(images[-1]))
+    low, details = images[-1], []
+    for finer, coarser in zip(images[-2::-1], images[:0:-1], strict=True):
+        doubled = double(coarser, *finer.shape[2:])
+        details.insert(0, finer - doubled)
+        low = doubled if low is coarser else double(low, *finer.shape[2:])
+    return low, details[0] if levels == 1 else x - low, (*details, images[-1])
 
 
 def enlarged(x: Tensor, height: int, width: int) -> Tensor:

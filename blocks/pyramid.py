@@ -11,11 +11,9 @@ from torch import Tensor
 
 from .padding import cropped
 
-BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
-
 
 def halve(image: Tensor) -> Tensor:
-    """Take every second pixel of the image smoothed by the binomial kernel of 5 taps, its edge pixels repeated.
+    """Take every second pixel of the image smoothed by 1, 4, 6, 4, 1 sixteenths, its edge pixels repeated.
 
     Shape:
         ``(B, C, H, W)`` -> ``(B, C, ceil(H / 2), ceil(W / 2))``.
@@ -23,12 +21,12 @@ def halve(image: Tensor) -> Tensor:
     >>> halve(torch.ones(1, 1, 5, 8)).shape
     torch.Size([1, 1, 3, 4])
     """
-    for _ in range(2):  # one axis, and after the transposition the other
-        reach = 2 * ((image.shape[-1] + 1) // 2) - 1
-        first, last = image[..., :1], image[..., -1:]
-        padded = torch.cat([first, first, image, last, last], -1)
-        taps = [weight * padded[..., start : start + reach : 2] for start, weight in enumerate(BINOMIAL)]
-        image = torch.stack(taps).sum(0).mT
+    for dim in (2, 3):
+        size = image.shape[dim]
+        first, last = image.narrow(dim, 0, 1), image.narrow(dim, size - 1, 1)
+        padded = torch.cat([first, first, image, last, last], dim)
+        a, b, c, d, e = (_every_second(padded, dim, start, (size + 1) // 2) for start in range(5))
+        image = torch.add(torch.add(a + e, b + d, alpha=4), c, alpha=6) / 16
     return image
 
 
@@ -41,13 +39,19 @@ def double(image: Tensor, height: int, width: int) -> Tensor:
     >>> double(torch.tensor([[[[0.0, 8.0]]]]), 1, 4)
     tensor([[[[1., 4., 7., 8.]]]])
     """
-    for size in (width, height):
-        before = torch.cat([image[..., :1], image[..., :-1]], -1)
-        after = torch.cat([image[..., 1:], image[..., -1:]], -1)
-        between = (image + after) / 2
-        pixels = torch.stack([(before + 6 * image + after) / 8, between], -1).flatten(-2)
-        image = cropped(pixels, pixels.shape[2], size).mT
+    for dim, size in ((2, height), (3, width)):
+        count = image.shape[dim]
+        before = torch.cat([image.narrow(dim, 0, 1), image.narrow(dim, 0, count - 1)], dim)
+        after = torch.cat([image.narrow(dim, 1, count - 1), image.narrow(dim, count - 1, 1)], dim)
+        pixels = [torch.add(before + after, image, alpha=6) / 8, (image + after) / 2]
+        image = torch.stack(pixels, dim + 1).flatten(dim, dim + 1)
+        image = cropped(image, *((size, image.shape[3]) if dim == 2 else (image.shape[2], size)))
     return image
+
+
+def _every_second(image: Tensor, dim: int, start: int, count: int) -> Tensor:
+    end = start + 2 * count - 1
+    return image[:, :, start:end:2] if dim == 2 else image[..., start:end:2]
 
 
 def laplacian_pyramid(image: Tensor, levels: int) -> list[Tensor]:

@@ -251,7 +251,7 @@ CONTRACTS: dict[str, Contract] = {
     "FreqSplit2d blur": Contract(lambda c: BandsOfOne(c, kind="blur"), both_bands),
     "FreqSplit2d haar": Contract(lambda c: BandsOfOne(c, kind="haar"), both_bands, stride=2),
     "FreqSplit2d avgpool": Contract(lambda c: BandsOfOne(c, kind="avgpool"), both_bands, stride=2),
-    "FreqSplit2d laplacian": Contract(lambda c: BandsOfOne(c, kind="laplacian", levels=1), both_bands, stride=2),
+    "FreqSplit2d laplacian": Contract(lambda c: BandsOfOne(c, kind="laplacian"), both_bands, stride=2),
     "FreqFuse": Contract(FreqFuseOfOne),
     "FreqFuse no gate": Contract(lambda c: FreqFuseOfOne(c, gate=None, max_gain=2.0)),
     "FreqFuse attention": Contract(
