@@ -155,8 +155,8 @@ class FreqSplit2d(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> FreqBands:
         check_feature_map(x, self.channels, self)
-        if condition is not None and len(condition) != len(x):
-            raise ValueError(f"condition must have a row for each of {len(x)} maps, got {len(condition)}")
+        if condition is not None and condition.shape[0] != x.shape[0]:
+            raise ValueError(f"condition must have a row for each of {x.shape[0]} maps, got {condition.shape[0]}")
         cutoffs = self.cutoffs(condition)
         with without_autocast(x):
             low, high, pyramid = self._parts(x, cutoffs)

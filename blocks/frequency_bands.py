@@ -36,7 +36,7 @@ def dct_matrix(size: int, like: Tensor) -> Tensor:
     """
     k = torch.arange(size, device=like.device)
     # Angles repeat every 4 n steps; brought down to one turn as whole numbers, they are exact in float32.
-    steps = (2 * k + 1) * k[:, None] % (4 * size)
+    steps = (2 * k + 1) * k[:, None] % (4 * k[-1] + 4)
     rows = torch.cos(steps.to(like.dtype) * math.pi / (2 * size))
     return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
 
