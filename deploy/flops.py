@@ -1,11 +1,13 @@
 """FLOPs of the operations that the usual counters leave out: one table, for torch's counter and for fvcore."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..kernels.depthwise_conv2d import depthwise_conv2d_flops
+from ..kernels.frequency_split import blur_split_flops, haar_split_flops
 from ..kernels.selective_scan import selective_scan_flops
 from ..kernels.selective_scan_2d import selective_scan_2d_flops
 from ..kernels.window_attention import window_attention_flops
@@ -77,6 +79,44 @@ def depthwise_backward_flops(
     return depthwise_flops(x, weight) * (sum(wanted[:2]) + (activation is not None and y is None))
 
 
+def blur_flops(x: Shape, *inputs: Any, **__: Any) -> int:
+    """`claritycore::blur_split` and its adjoint: a product and a sum for each tap along each side, and a difference."""
+    batch, channels, height, width = x
+    return blur_split_flops(batch, channels, height, width, sigma=max(inputs[-2]))
+
+
+def haar_flops(x: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::haar_split`: 12 flops for 4 pixels."""
+    batch, channels, height, width = x
+    return haar_split_flops(batch, channels, height, width)
+
+
+def haar_merge_flops(ll: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::haar_merge`: the same back."""
+    batch, channels, height, width = ll
+    return haar_split_flops(batch, channels, 2 * height, 2 * width)
+
+
+def real_fourier_flops(x: Shape, dim: Sequence[int], *_: Any, out_shape: Shape, **__: Any) -> int:
+    """A Fourier transform of real numbers, or back to them: 2.5 n log2 n for n of them.
+
+    >>> real_fourier_flops((1, 8, 8), [1, 2], out_shape=(1, 8, 5))
+    960
+    """
+    longer = x if x[dim[-1]] > out_shape[dim[-1]] else out_shape
+    points = math.prod(longer[axis] for axis in dim)
+    return round(2.5 * math.prod(longer) * math.log2(points))
+
+
+def complex_fourier_flops(x: Shape, dim: Sequence[int], *_: Any, **__: Any) -> int:
+    """A Fourier transform of complex numbers: 5 n log2 n.
+
+    >>> complex_fourier_flops((1, 8, 8), [1, 2])
+    1920
+    """
+    return round(5 * math.prod(x) * math.log2(math.prod(x[axis] for axis in dim)))
+
+
 def window_flops(*inputs: Any, **_: Any) -> int:
     """`claritycore::window_attention`: the logits and the mean of values, for the keys that each query sees."""
     qkv, kv, _, _, tokens, *layout = inputs
@@ -105,6 +145,13 @@ def flop_formulas() -> dict[Any, Formula]:
         aten.upsample_bilinear2d: bilinear_flops,
         aten.grid_sampler_2d: bilinear_flops,
         aten.upsample_bicubic2d: bicubic_flops,
+        aten._fft_r2c: real_fourier_flops,
+        aten._fft_c2r: real_fourier_flops,
+        aten._fft_c2c: complex_fourier_flops,
+        torch.ops.claritycore.blur_split: blur_flops,
+        torch.ops.claritycore.blur_split_adjoint: blur_flops,
+        torch.ops.claritycore.haar_split: haar_flops,
+        torch.ops.claritycore.haar_merge: haar_merge_flops,
         torch.ops.claritycore.depthwise_conv2d: depthwise_flops,
         torch.ops.claritycore.depthwise_conv2d_backward: depthwise_backward_flops,
         torch.ops.claritycore.selective_scan: scan_flops,

@@ -3,18 +3,21 @@
 A selective scan becomes ONNX's Scan, one step a turn, so that lengths, heights and widths may stay dynamic; it is
 computed in float32. A scan over images becomes one scan whose groups of channels are the directions. A depthwise
 convolution becomes Conv and its activation, in float32 too. Window attention becomes the gathers and the masked
-softmax of its reference.
+softmax of its reference; a blur becomes a padded Conv along each side, a Haar transform the sums of its reference.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
 from ..kernels.depthwise_conv2d.operands import LEAKY_SLOPE
+from ..kernels.frequency_split.operands import arithmetic, mirror, radius_of, taps_of
+from ..kernels.frequency_split.reference import haar_merge_reference, haar_split_reference
 from ..kernels.selective_scan_2d.operands import pixels_of_steps
 from ..kernels.window_attention.operands import Layout, Operands
 from ..kernels.window_attention.reference import attend
@@ -43,6 +46,9 @@ def to_onnx(module: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: An
     program = torch.export.export(module, arguments, dynamic_shapes=dynamic_shapes)
     program = program.run_decompositions(
         {
+            torch.ops.claritycore.blur_split.default: _by_convolutions,
+            torch.ops.claritycore.haar_merge.default: _by_merging,
+            torch.ops.claritycore.haar_split.default: _by_sums,
             torch.ops.claritycore.selective_scan_2d.default: _by_one_scan,
             torch.ops.claritycore.window_attention.default: _by_gathers,
         }
@@ -57,6 +63,25 @@ def to_onnx(module: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: An
     if exported is None:
         raise RuntimeError(f"torch.onnx.export gave no program for {type(module).__name__}")
     return exported
+
+
+def _by_convolutions(x: Tensor, sigma: Sequence[float], form: str) -> tuple[Tensor, Tensor]:
+    """Write `claritycore::blur_split` as convolutions along each side of a padded map."""
+    wide, radius, channels = x.to(arithmetic(x.dtype)), radius_of(sigma), x.shape[1]
+    taps = taps_of(sigma, wide.dtype, x.device).expand(channels, -1)[:, None, None]
+    low = F.conv2d(mirror(wide, radius, radius, radius, radius), taps.mT, groups=channels)
+    low = F.conv2d(low, taps, groups=channels)
+    return low.to(x.dtype), (wide - low).to(x.dtype)
+
+
+def _by_sums(x: Tensor, repeat: bool, form: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Write `claritycore::haar_split` by its reference."""
+    return haar_split_reference(x, repeat)
+
+
+def _by_merging(ll: Tensor, lh: Tensor, hl: Tensor, hh: Tensor, size: Sequence[int], fold: bool, form: str) -> Tensor:
+    """Write `claritycore::haar_merge` by its reference."""
+    return haar_merge_reference((ll, lh, hl, hh), size, fold)
 
 
 def _by_gathers(*inputs: Any) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,7 @@ def _along(x: Tensor, axis: int, sigma: float, adjoint: bool) -> Tensor:
             weight, target, source = weight.mT, columns, rows
         part = x.narrow(axis, source[0], source[1] - source[0])
         product = weight @ part if axis == -2 else part @ weight.mT
-        if product.shape == x.shape:
+        if size <= BLOCK:
             return product
         y.narrow(axis, target[0], target[1] - target[0]).add_(product)
     return y

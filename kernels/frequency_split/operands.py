@@ -41,7 +41,8 @@ def radius_of(sigma: Sequence[float]) -> int:
 
 def taps_of(sigma: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Sample each Gaussian as far as it looks, and norm its sum to 1: (1 or C, 2 radius + 1)."""
-    radius, deviation = radius_of(sigma), torch.tensor(sigma, dtype=torch.float64)[:, None]
+    radius = radius_of(sigma)
+    deviation = torch.cat([torch.full((1, 1), s, dtype=torch.float64) for s in sigma])  # which can be exported
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     taps = torch.exp(-0.5 * (offsets / deviation) ** 2) * (offsets.abs() <= torch.ceil(3 * deviation))
     return (taps / taps.sum(1, keepdim=True)).to(device, dtype)
@@ -61,9 +62,9 @@ def mirror(x: Tensor, above: int, below: int, left: int, right: int) -> Tensor:
     """Continue a map beyond its borders, as `mirrored` numbers its pixels."""
     height, width = x.shape[2:]
     # Torch's own padding is several times as fast on a CPU; on a GPU its gradient does not repeat bit for bit.
-    if x.is_cpu and isinstance(height, int) and isinstance(width, int):
-        if max(above, below) < height and max(left, right) < width:
-            return F.pad(x, (left, right, above, below), mode="reflect")
+    fixed = isinstance(height, int) and isinstance(width, int)  # an export may leave them open
+    if x.is_cpu and fixed and max(above, below) < height and max(left, right) < width:
+        return F.pad(x, (left, right, above, below), mode="reflect")
     x = x.index_select(2, mirrored(height, above, below, x.device))
     return x.index_select(3, mirrored(width, left, right, x.device))
 
@@ -99,7 +100,7 @@ def check_bands(bands: Sequence[Tensor], size: Sequence[int]) -> None:
     """Raise unless these are the bands of a map of that size."""
     if len(bands) != 4:
         raise ValueError(f"bands must be the four (LL, LH, HL, HH), got {len(bands)}")
-    named = dict(zip(("LL", "LH", "HL", "HH"), bands, strict=True))
+    named: dict[str, Tensor] = dict(zip(("LL", "LH", "HL", "HH"), bands, strict=True))
     check_tensors(named, "LL")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be a height and a width of at least 1, got {tuple(size)}")
@@ -109,8 +110,8 @@ def check_bands(bands: Sequence[Tensor], size: Sequence[int]) -> None:
             rule = f"(B, C, {half[0]}, {half[1]}) for a map of {size[0]} x {size[1]}"
             raise ValueError(f"{name} must be {rule}, got shape {tuple(band.shape)}")
         if band.shape != bands[0].shape or band.dtype != bands[0].dtype:
-            like = f"{tuple(bands[0].shape)} and {bands[0].dtype}"
-            raise ValueError(f"{name} must have the shape and dtype of LL, {like}, got {tuple(band.shape)}, {band.dtype}")
+            rule = f"the shape and dtype of LL, {tuple(bands[0].shape)} and {bands[0].dtype}"
+            raise ValueError(f"{name} must have {rule}, got {tuple(band.shape)} and {band.dtype}")
 
 
 def deviations(sigma: float | Sequence[float] | Tensor, channels: int) -> list[float]:

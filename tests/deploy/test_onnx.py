@@ -15,7 +15,15 @@ from claritycore.blocks import (
     SSMGlobalMixer,
     TransposedAttention,
 )
-from claritycore.kernels import depthwise_conv2d, selective_scan, selective_scan_2d
+from claritycore.kernels import (
+    blur_split,
+    depthwise_conv2d,
+    fft_split,
+    haar_merge,
+    haar_split,
+    selective_scan,
+    selective_scan_2d,
+)
 from tests.strategies import normal
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -184,3 +192,45 @@ def test_the_depthwise_convolution_in_half_precision():
 def test_training_mode_is_refused():
     with pytest.raises(ValueError, match="SelectiveScan2d must be in eval mode to be exported"):
         to_onnx(SelectiveScan2d(4), (normal((1, 4, 3, 3)),))
+
+
+SPLITS = {
+    "fft": lambda x: fft_split(x, 0.25),
+    "butterworth": lambda x: fft_split(x, 0.3, mask="butterworth"),
+    "learned fft": lambda x: fft_split(x, x.new_tensor([0.2, 0.5])),
+    "blur": lambda x: blur_split(x, 1.5),
+    "haar": lambda x: haar_split(x)[0],
+    "haar and back": lambda x: haar_merge(*haar_split(x)),
+}
+
+
+class Split(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.split = SPLITS[name]
+
+    def forward(self, x):
+        return self.split(x)
+
+
+@pytest.mark.parametrize("size", [(2, 2, 12, 10), (1, 2, 13, 7)], ids=str)
+@pytest.mark.parametrize("name", SPLITS)
+def test_frequency_splits(name, size):
+    check(Split(name), lambda size: (normal(size),), [size], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("fft", 2e-4), ("blur", 1e-5), ("haar", 1e-5), ("haar and back", 1e-5)]
+)
+def test_frequency_splits_with_any_size(name, tolerance):
+    """A size that is left open is not rounded: `fft_split` says what that does at the borders."""
+    sizes = [(2, 2, 12, 10), (1, 2, 13, 9), (1, 2, 7, 31)]
+    check(Split(name), lambda size: (normal(size),), sizes, {"x": dict.fromkeys((0, 2, 3), DYNAMIC)}, tolerance)
+
+
+def test_a_blur_of_channels_by_deviations_of_their_own():
+    class Blur(nn.Module):
+        def forward(self, x):
+            return torch.ops.claritycore.blur_split(x, [0.5, 2.0], "torch")
+
+    check(Blur(), lambda size: (normal(size),), [(1, 2, 12, 10)], None)
