@@ -102,6 +102,8 @@ class FreqSplit2d(nn.Module):
         Gaussian low-pass filters: Gonzalez and Woods, Digital Image Processing, chapter 4; two branches by frequency:
         SFHformer (ECCV 2024); pyramid: Burt and Adelson (1983); content-dependent cutoffs: AdaIR (arXiv:2403.14614).
 
+    >>> FreqSplit2d(8)(torch.randn(1, 8, 5, 7)).high.shape
+    torch.Size([1, 8, 5, 7])
     >>> bands = FreqSplit2d(8, kind="haar")(torch.randn(1, 8, 5, 7))
     >>> bands.low.shape, bands.high.shape, bands.pyramid[0].shape
     (torch.Size([1, 8, 5, 7]), torch.Size([1, 8, 5, 7]), torch.Size([1, 8, 3, 4]))

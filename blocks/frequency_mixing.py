@@ -20,11 +20,12 @@ class SpectralMix2d(nn.Module):
     r"""Mix the channels of every frequency, real and imaginary parts alike, and add what comes of it to the map.
 
     :math:`y = x + F^{-1}\big(W_2 \, \mathrm{relu}(W_1 [\Re F x, \Im F x])\big)`, two 1x1 convolutions between a Fourier
-    transform and its inverse (norm "ortho"): each output pixel sees the whole map. :math:`W_2` starts at zero, so that
+    transform and its inverse: each output pixel sees the whole map. :math:`W_2` starts at zero, so that
     a fresh block is the identity.
 
     Nothing depends on the size: there is no bias, which would be a spike at the first pixel, and no norm over the
-    spectrum, so a map repeated in rows and columns comes out as the repeated output. Arithmetic is float32 for
+    spectrum, so a map repeated in rows and columns comes out as the repeated output. How the transform is scaled does
+    not matter either: what stands between it and its inverse scales as its input does. Arithmetic is float32 for
     half-precision maps, also under autocast. It is not `tile_safe`.
 
     Shape:
@@ -63,12 +64,11 @@ class SpectralMix2d(nn.Module):
         check_feature_map(x, self.channels, self)
         wide = at_least_float32(x)
         first, second = (conv.weight.to(wide.dtype) for conv in (self.conv1, self.conv2))
+        spectrum = torch.fft.rfft2(wide)
         with without_autocast(x):
-            spectrum = torch.fft.rfft2(wide, norm="ortho")
             hidden = F.relu(F.conv2d(torch.cat([spectrum.real, spectrum.imag], dim=1), first))
             real, imaginary = F.conv2d(hidden, second).chunk(2, dim=1)
-            mixed = _real_map(real, imaginary, x.shape[3])
-        return laid_out(wide + mixed, x)
+        return laid_out(wide + _real_map(real, imaginary, x.shape[3]), x)
 
 
 def _real_map(real: Tensor, imaginary: Tensor, width: int) -> Tensor:
@@ -77,10 +77,10 @@ def _real_map(real: Tensor, imaginary: Tensor, width: int) -> Tensor:
     Once the columns are inverted, real maps have real values at the zero and at the highest frequency of the rows;
     what else stands there some transforms pass over and others do not, so it is taken out.
     """
-    columns = torch.fft.ifft(torch.complex(real, imaginary), dim=2, norm="ortho")
+    columns = torch.fft.ifft(torch.complex(real, imaginary), dim=2)
     frequency = torch.arange(columns.shape[3], device=columns.device)
     inner = ((frequency > 0) & (2 * frequency < width)).to(real.dtype)
-    return torch.fft.irfft(torch.complex(columns.real, columns.imag * inner), n=width, dim=3, norm="ortho")
+    return torch.fft.irfft(torch.complex(columns.real, columns.imag * inner), n=width, dim=3)
 
 
 class HighPass(nn.Module):

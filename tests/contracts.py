@@ -242,7 +242,7 @@ CONTRACTS: dict[str, Contract] = {
     ),
     "FreqSplit2d": Contract(BandsOfOne, both_bands, pixels=2, tile_safe=False),
     "FreqSplit2d conditioned": Contract(
-        lambda c: BandsOfOne(c, cutoff=[0.2 + 0.1 * i for i in range(c)], condition_channels=c, mask="butterworth"),
+        lambda c: BandsOfOne(c, cutoff=[0.15 + 0.02 * i for i in range(c)], condition_channels=c),
         both_bands,
         pixels=2,
         tile_safe=False,

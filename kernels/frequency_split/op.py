@@ -22,7 +22,9 @@ KERNEL = Kernel("frequency_split")
 Bands = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def blur_split(x: Tensor, sigma: float | Sequence[float] | Tensor, *, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+def blur_split(
+    x: Tensor, sigma: float | Sequence[float] | Tensor, *, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
     r"""Split a map by a Gaussian blur into what passes and what is left.
 
     .. math::

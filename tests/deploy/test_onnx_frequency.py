@@ -17,7 +17,7 @@ from tests.strategies import normal
 pytest.importorskip("onnxruntime")
 pytest.importorskip("claritycore.deploy.onnx_ops")
 
-from tests.deploy.test_onnx import DYNAMIC, check  # noqa: E402
+from tests.deploy.test_onnx import DYNAMIC, check
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -51,7 +51,15 @@ def maps(size):
 
 @pytest.mark.parametrize("kind", ["fft", "blur", "haar", "avgpool", "dct", "laplacian"])
 def test_the_kinds_of_a_split(kind):
-    check(Bands(stirred(FreqSplit2d(4, kind=kind))), maps, SIZES, ((ANY_SIZE,),))
+    # With its sizes left open the transform is of another size than in eager mode: what a mask sees beyond the mirrored
+    # pixels differs.
+    check(Bands(stirred(FreqSplit2d(4, kind=kind))), maps, SIZES, ((ANY_SIZE,),), 2e-4 if kind == "fft" else 1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("block", [FreqSplit2d(4), FreqSplit2d(4, mask="butterworth"), SpectralMix2d(4, expansion=2)])
+def test_fourier_transforms_of_one_size(block, size):
+    check(Bands(stirred(block)) if isinstance(block, FreqSplit2d) else stirred(block), maps, [size], None)
 
 
 @pytest.mark.parametrize("form", ["dct", "blur"])
@@ -65,7 +73,13 @@ def test_cutoffs_that_follow_a_condition(form):
     split = stirred(FreqSplit2d(4, condition_channels=3))
     split = split if form == "fft" else split.export_form(form)
     shapes = ((ANY_SIZE, {0: DYNAMIC}),)
-    check(Bands(split), lambda size: (*maps(size), normal((size[0], 3), seed=1)), SIZES, shapes)
+    check(
+        Bands(split),
+        lambda size: (*maps(size), normal((size[0], 3), seed=1)),
+        SIZES,
+        shapes,
+        2e-4 if form == "fft" else 1e-5,
+    )
 
 
 @pytest.mark.parametrize(
