@@ -3,6 +3,10 @@
 from .channel_attention import ChannelAttention, TransposedAttention
 from .deformable_attention import DeformableAttention2d
 from .ffn import ConvGate, GatedFFN, NAFBlock
+from .frequency import FreqBands, FreqSplit2d
+from .frequency_attention import FrequencyCrossAttention
+from .frequency_fusion import FreqFuse, FreqSep
+from .frequency_mixing import HighPass, SpectralMix2d
 from .hybrid_attention import GridAttention, HybridAttention
 from .multi_scale import MSGDown, MSGUp, OverlapPatchEmbed, SkipFusion
 from .norm import LayerNorm2d, RMSNorm2d
@@ -36,8 +40,14 @@ __all__ = [
     "DoubleConvChannelMixer",
     "DySample",
     "ElementwiseAttention",
+    "FreqBands",
+    "FreqFuse",
+    "FreqSep",
+    "FreqSplit2d",
+    "FrequencyCrossAttention",
     "GatedFFN",
     "GridAttention",
+    "HighPass",
     "HybridAttention",
     "LayerNorm2d",
     "MSGDown",
@@ -56,6 +66,7 @@ __all__ = [
     "SSMGlobalMixer",
     "SelectiveScan2d",
     "SkipFusion",
+    "SpectralMix2d",
     "SwinBlock",
     "TransposedAttention",
     "WindowAttention2d",

@@ -41,6 +41,20 @@ def take(image: Tensor, dim: int, index: Tensor) -> Tensor:
     return image.index_select(dim, index)
 
 
+def cropped(image: Tensor, height: int, width: int) -> Tensor:
+    """Keep the first rows and columns.
+
+    >>> cropped(torch.zeros(1, 2, 6, 8), 5, 7).shape
+    torch.Size([1, 2, 5, 7])
+    """
+    if not torch.compiler.is_compiling():
+        return image[..., :height, :width]
+    # In an exported program the size may be any: a slice, which may be all there is, would fix whether it is.
+    for dim, size in ((2, height), (3, width)):
+        image = take(image, dim, torch.arange(size, device=image.device))
+    return image
+
+
 def pad_same(x: Tensor, radius: tuple[int, int], mode: PaddingMode) -> Tensor:
     """Pad above and below, left and right, by as many pixels as a kernel of that radius needs, whatever the size.
 

@@ -23,6 +23,10 @@ def downsampled(scale: int, channels: int | None = None) -> Callable[[Shape], Sh
     return lambda shape: (shape[0], channels or shape[1], -(-shape[2] // scale), -(-shape[3] // scale))
 
 
+def both_bands(shape: Shape) -> Shape:
+    return shape[0], 2 * shape[1], *shape[2:]
+
+
 def louder(block: nn.Module, factor: float) -> nn.Module:
     """Scale every parameter: where a block starts near zero, its output would be little but rounding."""
     with torch.no_grad():
@@ -71,6 +75,37 @@ class SkipFusionOfOne(blocks.SkipFusion):
 
     def forward(self, x):
         return super().forward(x, x)
+
+
+class BandsOfOne(blocks.FreqSplit2d):
+    """Both bands as one map, and the condition, where there is one, from the map itself."""
+
+    def forward(self, x):
+        condition = x.mean((2, 3)) if self.condition_channels and x.ndim == 4 and x.is_floating_point() else None
+        bands = super().forward(x, condition)
+        return torch.cat([bands.low, bands.high], dim=1)
+
+
+class FreqFuseOfOne(blocks.FreqFuse):
+    """The bands are two maps that go with no split."""
+
+    def forward(self, x):
+        return super().forward(x, (x.square(), x))
+
+
+class HighPassAndOne(blocks.HighPass):
+    """With the map beside it: of a flat one the edges are nothing but rounding."""
+
+    def forward(self, x):
+        return torch.cat([x, super().forward(x)], dim=1)
+
+
+class FrequencyCrossAttentionOfOne(blocks.FrequencyCrossAttention):
+    """Two maps of one, and both outputs as one."""
+
+    def forward(self, x):
+        bands = super().forward((x, x.square()))
+        return torch.cat([bands.low, bands.high], dim=1)
 
 
 # By class, and after a blank by form where a class has several.
@@ -204,6 +239,42 @@ CONTRACTS: dict[str, Contract] = {
         tile_safe=False,
         pixels=13,
         stride=2,
+    ),
+    "FreqSplit2d": Contract(BandsOfOne, both_bands, pixels=2, tile_safe=False),
+    "FreqSplit2d conditioned": Contract(
+        lambda c: BandsOfOne(c, cutoff=[0.15 + 0.02 * i for i in range(c)], condition_channels=c),
+        both_bands,
+        pixels=2,
+        tile_safe=False,
+    ),
+    "FreqSplit2d dct": Contract(lambda c: BandsOfOne(c, kind="dct"), both_bands, pixels=2, tile_safe=False),
+    "FreqSplit2d blur": Contract(lambda c: BandsOfOne(c, kind="blur"), both_bands),
+    "FreqSplit2d haar": Contract(lambda c: BandsOfOne(c, kind="haar"), both_bands, stride=2),
+    "FreqSplit2d avgpool": Contract(lambda c: BandsOfOne(c, kind="avgpool"), both_bands, stride=2),
+    "FreqSplit2d laplacian": Contract(lambda c: BandsOfOne(c, kind="laplacian"), both_bands, stride=2),
+    "FreqFuse": Contract(FreqFuseOfOne),
+    "FreqFuse no gate": Contract(lambda c: FreqFuseOfOne(c, gate=None, max_gain=2.0)),
+    "FreqFuse attention": Contract(
+        lambda c: louder(FreqFuseOfOne(c, gate=blocks.FrequencyCrossAttention(c, c // 2, window_size=3, shift=1)), 3),
+        **ATTENTION,
+    ),
+    "FreqSep": Contract(lambda c: blocks.FreqSep(c), pixels=2, tile_safe=False),
+    "FreqSep paths": Contract(
+        lambda c: blocks.FreqSep(
+            c,
+            split=blocks.FreqSplit2d(c, kind="haar"),
+            structure=blocks.RepConv2d(c, kernel_size=5),
+            texture=blocks.ElementwiseAttention(c),
+        ),
+        pixels=2,
+        stride=2,
+    ),
+    "SpectralMix2d": Contract(blocks.SpectralMix2d, tile_safe=False),
+    "HighPass": Contract(blocks.HighPass, pixels=2),
+    "HighPass laplacian": Contract(lambda c: blocks.HighPass(c, kind="laplacian"), pixels=2),
+    "HighPass learned": Contract(lambda c: HighPassAndOne(c, kind="learned", kernel_size=5), both_bands, pixels=2),
+    "FrequencyCrossAttention": Contract(
+        lambda c: louder(FrequencyCrossAttentionOfOne(c, c // 2, window_size=3, shift=1), 3), both_bands, **ATTENTION
     ),
     "SelectiveScan2d": Contract(lambda c: blocks.SelectiveScan2d(c, d_state=4), tile_safe=False, pixels=2),
     "SSMGlobalMixer": Contract(lambda c: blocks.SSMGlobalMixer(c, d_state=4, gate=0.5), tile_safe=False, pixels=2),

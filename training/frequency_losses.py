@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..blocks.checks import check_choice, check_positive
+from ..blocks.pyramid import laplacian_pyramid
 from .pixel_losses import ImageLoss
-from .pyramid import laplacian_pyramid
 
 
 class FFTLoss(ImageLoss):

@@ -20,7 +20,9 @@ KERNEL = Kernel("frequency_split")
 Bands = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def blur_split(x: Tensor, sigma: float | Tensor, *, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+def blur_split(
+    x: Tensor, sigma: float | Sequence[float] | Tensor, *, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
     r"""Split a map by a Gaussian blur into what passes and what is left.
 
     .. math::
@@ -36,13 +38,13 @@ def blur_split(x: Tensor, sigma: float | Tensor, *, backend: Backend = "auto") -
 
     Shape:
         - x: ``(B, C, H, W)``, any H and W from 1 up
-        - sigma: a number, or ``(C,)``
+        - sigma: a number, or C of them, or ``(C,)``
         - returns: low and high, each ``(B, C, H, W)`` in the dtype of x
 
     Args:
         x: the feature map.
-        sigma: the deviation in pixels, above 0, for all channels or for each. A tensor is read on the host: give a
-            number where a call is compiled or exported.
+        sigma: the deviation in pixels, above 0, for all channels or for each. A tensor is read on the host: give
+            numbers where a call is compiled or exported.
         backend: "triton", "torch" or "reference"; "auto" takes Triton on CUDA tensors.
 
     Raises:

@@ -109,7 +109,7 @@ def check_bands(bands: Sequence[Tensor], size: Sequence[int]) -> None:
             raise ValueError(f"{name} must have {rule}, got {tuple(band.shape)} and {band.dtype}")
 
 
-def deviations(sigma: float | Tensor, channels: int) -> list[float]:
+def deviations(sigma: float | Sequence[float] | Tensor, channels: int) -> list[float]:
     """Read one deviation, or one for each channel; raise unless they can blur."""
     if isinstance(sigma, Tensor):
         if sigma.requires_grad:
@@ -117,6 +117,10 @@ def deviations(sigma: float | Tensor, channels: int) -> list[float]:
         if tuple(sigma.shape) not in ((), (channels,)):
             raise ValueError(f"sigma must be a number or (C,) = ({channels},), got shape {tuple(sigma.shape)}")
         values = sigma.double().reshape(-1).tolist()
+    elif isinstance(sigma, Sequence):
+        values = [float(value) for value in sigma]
+        if len(values) != channels:
+            raise ValueError(f"sigma must be a number or one for each of {channels} channels, got {len(values)}")
     else:
         values = [float(sigma)]
     for value in values:

@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy.ndimage import convolve1d
 
+from claritycore.blocks.pyramid import double, halve, laplacian_pyramid
 from claritycore.training.frequency_losses import FFTLoss, FocalFrequencyLoss, LaplacianLoss
 from claritycore.training.pixel_losses import L2Loss
-from claritycore.training.pyramid import double, halve, high_pass, laplacian_pyramid, low_pass, texture
+from claritycore.training.pyramid import high_pass, low_pass, texture
 
 SIZES = [(1, 1), (1, 2), (1, 7), (6, 1), (2, 2), (3, 4), (8, 5), (31, 12), (16, 16)]
 
