@@ -4,7 +4,6 @@ import copy
 import io
 import pickle
 import re
-import shutil
 
 import pytest
 import torch
@@ -158,18 +157,6 @@ def test_compiles_as_one_graph(contract: Contract):
     torch._dynamo.reset()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     assert_same(compiled(x), block(x), torch.float32)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("c++"), reason="inductor needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_inductor_computes_the_same(contract: Contract):
-    c = contract.channels[-1]
-    x = normal((1, c, 6, 9))
-    block = contract.make(c).eval()
-    torch._dynamo.reset()
-    with torch.no_grad():
-        assert_same(torch.compile(block, fullgraph=True)(x), block(x), torch.float32)
 
 
 def test_exports_with_any_batch_height_and_width(contract: Contract):

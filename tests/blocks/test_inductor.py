@@ -1,0 +1,30 @@
+"""Blocks compiled to machine code compute the same: one of each kind, since each takes many seconds."""
+
+import shutil
+
+import pytest
+import torch
+
+from tests.blocks.test_properties import assert_same
+from tests.contracts import CONTRACTS
+from tests.strategies import normal
+
+COMPILED = (
+    *("LayerNorm2d", "RRDB", "PixelShuffleUp", "RepConv2d", "PartialLargeKernelConv", "PLKBlock", "SPAB", "DySample"),
+    *("MSGDown", "SkipFusion", "GatedFFN", "NAFBlock", "ChannelAttention", "TransposedAttention", "SelectiveScan2d"),
+    *("DeformableAttention2d", "WindowAttention2d", "HybridAttention", "SwinBlock", "FreqSplit2d", "FreqFuse"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", COMPILED)
+def test_inductor_computes_the_same(name):
+    contract = CONTRACTS[name]
+    c = contract.channels[-1]
+    x = normal((1, c, 6, 9))
+    block = contract.make(c).eval()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        assert_same(torch.compile(block, fullgraph=True)(x), block(x), torch.float32)
