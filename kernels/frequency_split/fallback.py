@@ -18,7 +18,7 @@ from .reference import haar_merge_reference, haar_split_reference
 __all__ = ["blur_split", "blur_split_adjoint", "haar_merge", "haar_split"]
 
 BLOCK = 128
-"""So many rows of a matrix are a product of their own: a larger band has more zeros in it."""
+"""About so many rows of a matrix are a product of their own: a larger band has more zeros in it."""
 
 haar_split, haar_merge = haar_split_reference, haar_merge_reference
 
@@ -65,16 +65,18 @@ def _along(x: Tensor, axis: int, sigma: float, adjoint: bool) -> Tensor:
     """Multiply an axis, -1 or -2, by the matrix of the blur, or by its transpose."""
     size, radius = x.shape[axis], radius_of([sigma])
     taps = taps_of([sigma], x.dtype, x.device)[0]
-    y = torch.zeros_like(x)
-    for start in range(0, size, BLOCK):
-        rows = start, min(start + BLOCK, size)
+    parts = max(1, round(size / BLOCK))
+    y = torch.zeros_like(x) if parts > 1 else x
+    step = -(-size // parts)
+    for start in range(0, size, step):
+        rows = start, min(start + step, size)
         columns = max(0, start - radius), min(rows[1] + radius, size)
         weight, target, source = _band(size, rows, columns, taps), rows, columns
         if adjoint:
             weight, target, source = weight.mT, columns, rows
         part = x.narrow(axis, source[0], source[1] - source[0])
         product = weight @ part if axis == -2 else part @ weight.mT
-        if size <= BLOCK:
+        if parts == 1:
             return product
         y.narrow(axis, target[0], target[1] - target[0]).add_(product)
     return y

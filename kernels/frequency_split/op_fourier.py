@@ -141,7 +141,8 @@ def _check(x: Tensor, cutoff: float | Tensor, mask: str, padding: int | None) ->
         return
     check_tensors({"x": x, "cutoff": cutoff}, "x")
     batch, channels = x.shape[:2]
-    if cutoff.shape not in ((), (channels,), (batch, channels)):
+    from_the_end = zip(reversed(cutoff.shape), (channels, batch), strict=False)
+    if cutoff.ndim > 2 or not all(got == wanted for got, wanted in from_the_end):
         rule = f"(), (C,) = ({channels},) or (B, C) = ({batch}, {channels})"
         raise ValueError(f"cutoff must be a number or {rule}, got shape {tuple(cutoff.shape)}")
     if mask == "ideal" and cutoff.requires_grad:

@@ -119,7 +119,7 @@ def deviations(sigma: float | Sequence[float] | Tensor, channels: int) -> list[f
     if isinstance(sigma, Tensor):
         if sigma.requires_grad:
             raise ValueError("sigma must not require a gradient: learn a cutoff with fft_split")
-        if sigma.shape not in ((), (channels,)):
+        if tuple(sigma.shape) not in ((), (channels,)):
             raise ValueError(f"sigma must be a number or (C,) = ({channels},), got shape {tuple(sigma.shape)}")
         values = sigma.double().reshape(-1).tolist()
     elif isinstance(sigma, Sequence):
