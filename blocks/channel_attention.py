@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..kernels.operand_rules import compute_dtype
 from .checks import check_choice, check_feature_map, check_odd, check_positive
+from .memory_format import in_format_of
 from .precision import at_least_float32
 
 AttentionForm = Literal["squeeze_excite", "efficient"]
@@ -145,8 +146,7 @@ class TransposedAttention(nn.Module):
         logits = at_least_float32(self.temperature) * _cosines(q, k)
         y = logits.softmax(dim=-1).to(v.dtype) @ v
         y = y.flatten(1, 2).unflatten(2, x.shape[2:])
-        last = qkv.is_contiguous(memory_format=torch.channels_last) and not qkv.is_contiguous()
-        return self.project_out(y.contiguous(memory_format=torch.channels_last) if last else y)
+        return self.project_out(in_format_of(y, qkv)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, num_heads={self.num_heads}"
@@ -154,7 +154,7 @@ class TransposedAttention(nn.Module):
 
 def _cosines(q: Tensor, k: Tensor) -> Tensor:
     """Cosines (..., c, c) of the rows of q and k (..., c, n), at least in float32."""
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    wide = compute_dtype(q)
     lengths = [torch.linalg.vector_norm(t, dim=-1, keepdim=True, dtype=wide).clamp(min=SHORTEST) for t in (q, k)]
     if q.dtype == wide:
         # The products are divided, not q and k: two maps less are written, and kept for the gradient.

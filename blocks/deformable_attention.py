@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_feature_map, check_odd, check_positive
+from .memory_format import in_format_of
 from .norm import LayerNorm2d
 from .precision import at_least_float32
 from .sampling import bilinear_samples
@@ -115,9 +116,7 @@ class DeformableAttention2d(nn.Module):
         y = F.scaled_dot_product_attention(q_tokens, k, v, attn_mask=bias)
         # A copy, whichever kernel ran and whatever layout it left: exported, the view after it holds for all of them.
         y = y.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(2)
-        y = self.proj_out(y.mT.unflatten(2, x.shape[2:]))
-        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        return in_format_of(self.proj_out(y.mT.unflatten(2, x.shape[2:])).to(x.dtype), x)
 
     def _tokens(self, x: Tensor) -> tuple[Tensor, ...]:
         """Part a map (B, n C, H, W) into n times (B, heads, H W, d)."""

@@ -20,7 +20,9 @@ class GridAttention(Projections):
     It is not `tile_safe`: the grid of a tile is another than that of its image.
 
     Shape:
-        ``(B, C, H, W)`` -> ``(B, C, H, W)``, dtype and memory format kept.
+        - x: ``(B, C, H, W)``
+        - logit_scale: ``(B, num_heads)``
+        - returns: ``(B, C, H, W)``, dtype and memory format kept
 
     Args:
         channels: number of channels ``C``.
@@ -58,13 +60,14 @@ class GridAttention(Projections):
         self.grid_size = pair("grid_size", grid_size)
         self.position_bias = position_bias(bias, num_heads, self.grid_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, logit_scale: Tensor | None = None) -> Tensor:
         y = window_attention(
             self.projected(x),
             None if self.position_bias is None else self.position_bias(),
             num_heads=self.num_heads,
             window_size=self.grid_size,
             dilation=grid_steps(x, self.grid_size),
+            logit_scale=logit_scale,
         )
         return self.returned(y, x)
 
@@ -81,7 +84,9 @@ class HybridAttention(Projections):
     It is not `tile_safe`: the tokens of a tile are others than those of its image.
 
     Shape:
-        ``(B, C, H, W)`` -> ``(B, C, H, W)``, dtype and memory format kept.
+        - x: ``(B, C, H, W)``
+        - logit_scale: ``(B, num_heads)``
+        - returns: ``(B, C, H, W)``, dtype and memory format kept
 
     Args:
         channels: number of channels ``C``.
@@ -134,7 +139,7 @@ class HybridAttention(Projections):
         self.form, self.global_size = form, global_size
         self.position_bias = position_bias(bias, num_heads, self.window_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, logit_scale: Tensor | None = None) -> Tensor:
         qkv = self.projected(x)
         dilation = {"window": (1, 1), "dilated": (2, 2)}.get(self.form) or grid_steps(x, self.window_size)
         y = window_attention(
@@ -144,6 +149,7 @@ class HybridAttention(Projections):
             window_size=self.window_size,
             shift=self.shift,
             dilation=dilation,
+            logit_scale=logit_scale,
             # The projection of a mean is the mean of projections.
             tokens=means_of_parts(qkv[..., self.channels :], self.global_size) if self.global_size else None,
         )

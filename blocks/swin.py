@@ -33,9 +33,9 @@ class SwinBlock(nn.Module):
         post_norm: norms after A and F instead of before.
 
     Raises:
-        TypeError: if the input is not floating point.
-        ValueError: if ``channels`` < 1, ``mlp_ratio`` leaves no hidden channel, or the input has another number of
-            channels.
+        TypeError: if ``attention`` is no module, or the input is not floating point.
+        ValueError: if ``channels`` < 1, ``attention`` is for another number of channels, ``mlp_ratio`` leaves no hidden
+            channel, or the input has another number of channels.
 
     Source:
         Swin Transformer (arXiv:2103.14030), section 3.1; Swin Transformer V2 (arXiv:2111.09883), section 3.2.
@@ -56,6 +56,7 @@ class SwinBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(channels=channels)
+        _check_attention(attention, channels)
         self.channels, self.post_norm = channels, post_norm
         self.norm1 = LayerNorm2d(channels, eps=1e-5)
         self.attn = attention
@@ -70,12 +71,11 @@ class SwinBlock(nn.Module):
         check_feature_map(x, self.channels, self)
         # Every part computes with the channels last: to and fro once a block, and not at all for maps that have them.
         y = x.contiguous(memory_format=torch.channels_last)
-        conditions = () if logit_scale is None else (logit_scale,)
         if self.post_norm:
-            y = y + self.norm1(self.attn(y, *conditions))
+            y = y + self.norm1(_attended(self.attn, y, logit_scale))
             y = y + self.norm2(self.mlp(y))
         else:
-            y = y + self.attn(self.norm1(y), *conditions)
+            y = y + _attended(self.attn, self.norm1(y), logit_scale)
             y = y + self.mlp(self.norm2(y))
         return in_format_of(y.to(x.dtype), x)
 
@@ -92,7 +92,9 @@ class ConvAttention(nn.Module):
     It is not `tile_safe`: channel attention takes means over the map.
 
     Shape:
-        ``(B, C, H, W)`` -> ``(B, C, H, W)``, dtype and memory format kept.
+        - x: ``(B, C, H, W)``
+        - logit_scale: whatever `attention` takes besides the map
+        - returns: ``(B, C, H, W)``, dtype and memory format kept
 
     Args:
         channels: number of channels ``C``.
@@ -102,8 +104,8 @@ class ConvAttention(nn.Module):
         scale: :math:`\alpha`.
 
     Raises:
-        TypeError: if the input is not floating point.
-        ValueError: if a number is < 1, or the input has another number of channels.
+        TypeError: if ``attention`` is no module, or the input is not floating point.
+        ValueError: if a number is < 1, ``attention`` is for another number of channels, or the input has another.
 
     Source:
         HAT (arXiv:2205.04437), section 3.2.
@@ -121,6 +123,7 @@ class ConvAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(channels=channels, compress=compress, reduction=reduction)
+        _check_attention(attention, channels)
         hidden = max(channels // compress, 1)
         self.channels, self.scale = channels, scale
         self.receptive_radius = max(2, getattr(attention, "receptive_radius", 0))
@@ -129,10 +132,10 @@ class ConvAttention(nn.Module):
         self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1)
         self.channel_attention = ChannelAttention(channels, reduction=reduction)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, logit_scale: Tensor | None = None) -> Tensor:
         check_feature_map(x, self.channels, self)
         conv = self.channel_attention(self.conv2(F.gelu(self.conv1(x))))
-        return self.attn(x) + self.scale * conv
+        return _attended(self.attn, x, logit_scale) + self.scale * conv
 
     def extra_repr(self) -> str:
         return f"{self.channels}, scale={self.scale}"
@@ -154,3 +157,15 @@ class _PixelMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+
+
+def _check_attention(attention: nn.Module, channels: int) -> None:
+    if not isinstance(attention, nn.Module):
+        raise TypeError(f"attention must be a module such as WindowAttention2d({channels}, heads), got {attention!r}")
+    own = getattr(attention, "channels", channels)
+    if own != channels:
+        raise ValueError(f"attention must be for {channels} channels, got one for {own}")
+
+
+def _attended(attention: nn.Module, x: Tensor, logit_scale: Tensor | None) -> Tensor:
+    return attention(x) if logit_scale is None else attention(x, logit_scale)

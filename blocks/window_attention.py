@@ -139,10 +139,12 @@ class OverlappingCrossAttention(Projections):
 
     As `WindowAttention2d`, but keys and values come from a window that is larger by `overlap_ratio`, around the same
     middle. It is the attention of HAT's OCAB; the whole block is
-    ``SwinBlock(C, heads, attention=OverlappingCrossAttention(C, heads), mlp_ratio=2)``.
+    ``SwinBlock(C, OverlappingCrossAttention(C, heads, zero_border=True), mlp_ratio=2)``.
 
     Shape:
-        ``(B, C, H, W)`` -> ``(B, C, H, W)``, dtype and memory format kept.
+        - x: ``(B, C, H, W)``
+        - logit_scale: ``(B, num_heads)``
+        - returns: ``(B, C, H, W)``, dtype and memory format kept
 
     Args:
         channels: number of channels ``C``.
@@ -191,13 +193,14 @@ class OverlappingCrossAttention(Projections):
         self.receptive_radius = max(w - 1 + more // 2 for w, more in zip(self.window_size, extra, strict=True))
         self.tile_multiple = math.lcm(*self.window_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, logit_scale: Tensor | None = None) -> Tensor:
         y = overlapping_window_attention(
             self.projected(x),
             None if self.position_bias is None else self.position_bias(),
             num_heads=self.num_heads,
             window_size=self.window_size,
             key_window_size=self.key_window_size,
+            logit_scale=logit_scale,
             zero_border=self.zero_border,
         )
         return self.returned(y, x)

@@ -16,8 +16,9 @@ from onnxscript import opset18 as op
 from torch import Tensor, nn
 
 from ..kernels.depthwise_conv2d.operands import LEAKY_SLOPE
-from ..kernels.frequency_split.operands import arithmetic, mirror, radius_of, taps_of
+from ..kernels.frequency_split.operands import mirror, radius_of, taps_of
 from ..kernels.frequency_split.reference import haar_merge_reference, haar_split_reference
+from ..kernels.operand_rules import compute_dtype
 from ..kernels.selective_scan_2d.operands import pixels_of_steps
 from ..kernels.window_attention.operands import Layout, Operands
 from ..kernels.window_attention.reference import attend
@@ -67,7 +68,7 @@ def to_onnx(module: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: An
 
 def _by_convolutions(x: Tensor, sigma: Sequence[float], form: str) -> tuple[Tensor, Tensor]:
     """Write `claritycore::blur_split` as convolutions along each side of a padded map."""
-    wide, radius, channels = x.to(arithmetic(x.dtype)), radius_of(sigma), x.shape[1]
+    wide, radius, channels = x.to(compute_dtype(x)), radius_of(sigma), x.shape[1]
     taps = taps_of(sigma, wide.dtype, x.device).expand(channels, -1)[:, None, None]
     low = F.conv2d(mirror(wide, radius, radius, radius, radius), taps.mT, groups=channels)
     low = F.conv2d(low, taps, groups=channels)

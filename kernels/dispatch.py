@@ -9,6 +9,7 @@ from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Backend = Literal["auto", "triton", "torch", "reference"]
 
@@ -44,8 +45,8 @@ class Kernel:
             return chosen, "Triton's interpreter, which TRITON_INTERPRET asks for, runs only where a call names it"
         return chosen, self.why_not("triton", device) or "Triton can run"
 
-    def choose(self, backend: Backend, tensor: Tensor) -> Backend:
-        """Resolve `backend` for a call whose tensors lie where `tensor` lies.
+    def choose(self, backend: Backend, tensor: Tensor, *others: Tensor | None) -> Backend:
+        """Resolve `backend` for a call of these tensors, which lie where the first lies.
 
         "auto" obeys the environment variable CLARITYCORE_BACKEND, then takes Triton on CUDA tensors where it is
         installed and plain torch elsewhere. A backend that is named, here or there, runs or raises.
@@ -53,7 +54,14 @@ class Kernel:
         Raises:
             ValueError: if no backend has that name.
             NotImplementedError: (a RuntimeError) if a named backend cannot run here; the message says why.
+            RuntimeError: if a tensor carries a tangent of forward-mode differentiation, which the reference alone has.
         """
+        form = self._form_of(backend, tensor)
+        if form != "reference" and any(map(_has_tangent, (tensor, *others))):
+            raise RuntimeError(f'{self.name} can be differentiated in forward mode only with backend="reference"')
+        return form
+
+    def _form_of(self, backend: Backend, tensor: Tensor) -> Backend:
         wanted = cast(Backend, os.environ.get(VARIABLE, "auto") if backend == "auto" else backend)
         if wanted not in get_args(Backend):
             source = VARIABLE if backend == "auto" else "backend"
@@ -84,6 +92,13 @@ class Kernel:
 
     def _plain(self) -> Backend:
         return "torch" if "torch" in self.backends else "reference"
+
+
+def _has_tangent(x: Tensor | None) -> bool:
+    """Whether forward-mode differentiation follows a tensor; an operator would drop it without a word."""
+    if x is None or torch.compiler.is_compiling():
+        return False
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def processors(device: torch.device) -> int:

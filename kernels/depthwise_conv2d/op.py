@@ -65,7 +65,7 @@ def depthwise_conv2d(
     """
     operands = Operands(x, weight, bias)
     check_operands(operands, activation)
-    form = KERNEL.choose(backend, x)
+    form = KERNEL.choose(backend, *operands)
     if form == "reference":
         narrowed = under_autocast(operands._asdict(), OVER_PIXELS, x.device)
         return depthwise_conv2d_reference(**narrowed, activation=activation)

@@ -134,7 +134,7 @@ def haar_merge(bands: Sequence[Tensor], size: Sequence[int], *, backend: Backend
     torch.Size([1, 8, 5, 7])
     """
     check_bands(bands, size)
-    form = KERNEL.choose(backend, bands[0])
+    form = KERNEL.choose(backend, *bands)
     if form == "reference":
         return haar_merge_reference(bands, size)
     return _merge(*bands, list(size), False, form)

@@ -87,7 +87,7 @@ def selective_scan(
     """
     operands = Operands(u, delta, A, B, C, D, z, delta_bias, initial_state)
     check_operands(operands, out_dtype)
-    form = KERNEL.choose(backend, u)
+    form = KERNEL.choose(backend, *operands)
     if form == "reference":
         narrowed = under_autocast(operands._asdict(), OVER_TIME, u.device)
         options = {"delta_softplus": delta_softplus, "reverse": reverse, "out_dtype": out_dtype}

@@ -89,7 +89,7 @@ def selective_scan_2d(
     """
     operands = Operands2d(x, delta, A, B, C, D, delta_bias, order)
     check_operands(operands, directions)
-    form = KERNEL.choose(backend, x)
+    form = KERNEL.choose(backend, *operands)
     if form == "reference":
         narrowed = under_autocast(operands._asdict(), OVER_PIXELS, x.device)
         return selective_scan_2d_reference(

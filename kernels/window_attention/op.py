@@ -85,8 +85,10 @@ def window_attention(
     >>> window_attention(qkv, table, num_heads=2, window_size=8, shift=4).shape
     torch.Size([1, 13, 10, 8])
     """
-    window = _pair(window_size)
-    layout = Layout(window, window, _pair(shift), _pair(dilation), num_heads, scale or 0.0, cosine, False)
+    window = _pair("window_size", window_size)
+    layout = Layout(
+        window, window, _pair("shift", shift), _pair("dilation", dilation), num_heads, scale or 0.0, cosine, False
+    )
     return _attend(Operands(qkv, kv, bias_table, logit_scale, tokens), layout, scale, backend)
 
 
@@ -98,6 +100,7 @@ def overlapping_window_attention(
     window_size: Pair,
     key_window_size: Pair,
     scale: float | None = None,
+    logit_scale: Tensor | None = None,
     zero_border: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
@@ -119,6 +122,7 @@ def overlapping_window_attention(
         window_size: height and width of the windows of queries, or one number for both.
         key_window_size: those of the windows of keys: as large, or larger by an even number.
         scale: of the products; by default ``(C / num_heads) ** -0.5``.
+        logit_scale: as for `window_attention`.
         zero_border: let pixels beyond the map count as keys and values of zeros, as HAT does.
         backend: as for `window_attention`.
 
@@ -133,13 +137,16 @@ def overlapping_window_attention(
     >>> overlapping_window_attention(qkv, num_heads=2, window_size=4, key_window_size=6).shape
     torch.Size([1, 13, 10, 8])
     """
-    window, keys = _pair(window_size), _pair(key_window_size)
+    window, keys = _pair("window_size", window_size), _pair("key_window_size", key_window_size)
     layout = Layout(window, keys, [0, 0], [1, 1], num_heads, scale or 0.0, False, zero_border)
-    return _attend(Operands(qkv, None, bias_table, None, None), layout, scale, backend)
+    return _attend(Operands(qkv, None, bias_table, logit_scale, None), layout, scale, backend)
 
 
-def _pair(value: Pair) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
+def _pair(name: str, value: Pair) -> list[int]:
+    both = [value, value] if isinstance(value, int) else list(value) if isinstance(value, Sequence) else []
+    if len(both) != 2 or any(isinstance(v, bool) or not isinstance(v, int | torch.SymInt) for v in both):
+        raise ValueError(f"{name} must be an integer or a pair of them, got {value!r}")
+    return both
 
 
 def _attend(x: Operands, layout: Layout, scale: float | None, backend: Backend) -> Tensor:
@@ -149,7 +156,7 @@ def _attend(x: Operands, layout: Layout, scale: float | None, backend: Backend) 
     check_operands(x, layout)
     if scale is None:
         layout = layout._replace(scale=1.0 if layout.cosine else (x.channels // layout.num_heads) ** -0.5)
-    form = KERNEL.choose(backend, x.qkv)
+    form = KERNEL.choose(backend, *x)
     if form == "reference":
         return attend(Operands(**under_autocast(x._asdict(), OVER_PIXELS, x.qkv.device)), layout)
     return _attention(*x, *layout, form)[0]

@@ -64,13 +64,33 @@ def test_another_network_takes_the_place_of_the_two_layers():
     assert (block.receptive_radius, block.tile_multiple, block.tile_safe) == (3, 3, True)
 
 
-def test_a_prompt_reaches_the_attention_and_learns():
-    block = SwinBlock(4, WindowAttention2d(4, 2, window_size=3))
+ATTENTIONS = [
+    WindowAttention2d(4, 2, window_size=3),
+    OverlappingCrossAttention(4, 2, window_size=4),
+    GridAttention(4, 2, grid_size=3),
+    HybridAttention(4, 2, window_size=3, global_size=2),
+    ConvAttention(4, WindowAttention2d(4, 2, window_size=3)),
+]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS, ids=lambda attention: type(attention).__name__)
+def test_a_prompt_reaches_every_attention_and_learns(attention):
+    block = SwinBlock(4, attention)
+    x = normal((1, 4, 5, 6))
     logit_scale = torch.ones(1, 2, requires_grad=True)
-    block(normal((1, 4, 5, 6)), logit_scale).square().sum().backward()
+    y = block(x, logit_scale)
+    torch.testing.assert_close(y, block(x))
+    y.square().sum().backward()
     assert (logit_scale.grad != 0).all()
-    with pytest.raises(TypeError, match="positional argument"):
-        SwinBlock(4, GridAttention(4, 2))(normal((1, 4, 5, 6)), logit_scale)
+
+
+def test_an_attention_that_does_not_fit_is_refused():
+    with pytest.raises(TypeError, match=r"attention must be a module such as WindowAttention2d.*, got 2"):
+        SwinBlock(4, 2)
+    with pytest.raises(ValueError, match="attention must be for 4 channels, got one for 8"):
+        SwinBlock(4, WindowAttention2d(8, 2))
+    with pytest.raises(ValueError, match="attention must be for 4 channels, got one for 8"):
+        ConvAttention(4, WindowAttention2d(8, 2))
 
 
 def test_attention_beside_a_convolution_is_the_formula():

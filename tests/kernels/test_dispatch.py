@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import torch
 
+from claritycore import kernels
 from claritycore.kernels import KERNELS, Kernel
 from claritycore.kernels.operand_rules import compute_dtype
 
@@ -68,8 +69,10 @@ def test_the_variable_rules_auto_and_nothing_else(monkeypatch):
 def test_every_form_of_a_kernel_has_a_file(kernel):
     form = kernel.form("torch")
     assert form.__name__ == f"claritycore.kernels.{kernel.name}.fallback"
-    assert callable(form.forward)
-    assert callable(form.backward)
+    pairs = [("forward", "backward")]
+    if kernel.name == "frequency_split":  # linear maps, each the gradient of the other
+        pairs = [("blur_split", "blur_split_adjoint"), ("haar_split", "haar_merge")]
+    assert all(callable(getattr(form, name)) for pair in pairs for name in pair)
     # Not imported here: it would run in Triton's interpreter, or not, for the rest of the process.
     assert importlib.util.find_spec(f"claritycore.kernels.{kernel.name}.fused")
 
@@ -83,3 +86,39 @@ def test_half_precision_is_computed_in_float32_and_float64_in_float64(dtype):
 def test_uninitialised_memory_is_nan_in_kernel_tests():
     for tensor in (torch.empty(1000), torch.empty_like(torch.ones(1000)), torch.ones(3).new_empty(1000)):
         assert tensor.isnan().all()
+
+
+def forward_mode_calls():
+    """A call of each op, by the name of its kernel, and the map that is followed."""
+    x = torch.randn(1, 6, 4, 5)
+    weight, table, u, A = torch.randn(6, 1, 3, 3), torch.randn(9, 2), torch.randn(1, 2, 5), -torch.rand(2, 3)
+    B = torch.randn(1, 3, 5)
+    pixels, B2 = torch.randn(1, 4, 5, 2), torch.randn(1, 1, 4, 5, 3)
+    return {
+        "depthwise_conv2d": (x, lambda x, **how: kernels.depthwise_conv2d(x, weight, **how)),
+        "frequency_split": (x, lambda x, **how: kernels.blur_split(x, 1.0, **how)[1]),
+        "selective_scan": (u, lambda u, **how: kernels.selective_scan(u, torch.rand(1, 2, 5), A, B, B, **how)),
+        "selective_scan_2d": (
+            pixels,
+            lambda x, **how: kernels.selective_scan_2d(
+                x, x[:, None].detach(), A[None], B2, B2, directions=("row",), **how
+            ),
+        ),
+        "window_attention": (
+            pixels.new_ones(1, 4, 5, 6) * 0.5,
+            lambda x, **how: kernels.window_attention(x, table, num_heads=2, window_size=2, **how),
+        ),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, within jvp
+@pytest.mark.parametrize("name", [kernel.name for kernel in KERNELS])
+def test_forward_mode_is_refused_where_the_tangent_would_be_lost(name):
+    x, call = forward_mode_calls()[name]
+    tangent = torch.randn_like(x)
+    with pytest.raises(RuntimeError, match=f'{name} can be .* in forward mode only with backend="reference"'):
+        torch.func.jvp(call, (x,), (tangent,))
+    torch.manual_seed(0)
+    _, slope = torch.func.jvp(lambda x: call(x, backend="reference"), (x.double(),), (tangent.double(),))
+    assert slope.abs().max() > 0
+    assert call(x).isfinite().all()
