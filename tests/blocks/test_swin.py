@@ -233,11 +233,6 @@ def test_bad_arguments_raise(make, message):
         make()
 
 
-def test_attention_of_another_width_is_refused_by_itself():
-    with pytest.raises(ValueError, match=r"^WindowAttention2d takes \(B, C, H, W\) with C = 8 channels"):
-        SwinBlock(4, WindowAttention2d(8, 2))(normal((1, 4, 3, 3)))
-
-
 def test_repr():
     assert "8, post_norm=True" in repr(SwinBlock(8, nn.Identity(), post_norm=True))
     assert "8, scale=0.5" in repr(ConvAttention(8, nn.Identity(), scale=0.5))
