@@ -172,14 +172,15 @@ def in_processes(count: int, *command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_are_one_with_the_same_global_batch(photos, tmp_path, strategy):
+@pytest.mark.parametrize(("strategy", "net"), [("ddp", "plksr"), ("fsdp", "plksr"), ("fsdp", "span")])
+def test_two_processes_are_one_with_the_same_global_batch(photos, tmp_path, strategy, net):
     """Ten steps, which the two processes make in two goes: weights, average and figures are those of one process."""
-    sizes = "--scale 2 --num-feat 8 --num-block 1 --kernel-size 5 --patch-size 16 --batch-size 8 --lr 1e-3"
+    sizes = "--scale 2 --num-feat 8 --num-block 1 --patch-size 16 --batch-size 8 --lr 1e-3"
+    sizes += " --kernel-size 5" if net == "plksr" else ""
     files = ["--data", str(photos), "--validation", str(photos), "--runs", str(tmp_path)]
     often = "--save-every 4 --validate-every 10 --log-every 1 --schedule constant --ema --clip 0.1"
     plain = ["--no-amp", "--device", "cpu", "--workers", "0", "--strategy", strategy]
-    common = ["train", "--model", "plksr", *sizes.split(), *files, *often.split(), *plain]
+    common = ["train", "--model", net, *sizes.split(), *files, *often.split(), *plain]
     in_processes(1, *common, "--name", "one", "--steps", "10")
     in_processes(2, *common, "--name", "two", "--steps", "4")
     in_processes(2, "resume", str(tmp_path / "two"), "--steps", "10")
@@ -188,6 +189,8 @@ def test_two_processes_are_one_with_the_same_global_batch(photos, tmp_path, stra
         for key, value in getattr(first, name).items():
             torch.testing.assert_close(getattr(second, name)[key], value, rtol=1e-3, atol=1e-6)
     lines = [log_of(tmp_path / run) for run in ("one", "two")]
+    losses = [[line["loss"] for line in log if "loss" in line] for log in lines]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     figures = [[line for line in log if "validation_psnr" in line][-1] for log in lines]
     for key in ("validation_psnr", "validation_ssim", "validation_lf_psnr"):
         assert figures[0][key] == pytest.approx(figures[1][key], rel=1e-4)
