@@ -12,6 +12,7 @@ from ..images.reading import image_size
 # Words in the names of folders, as data sets have them: DIV2K_train_LR_bicubic, DIV2K_valid_HR, Set5/LRbicx4.
 LOW_RESOLUTION = ("lr", "lq")
 HELD_OUT = ("valid", "validation", "val", "test")
+TRAINING = ("train", "training")
 
 
 def image_files(folder: Path, leave_out: Sequence[str] = ()) -> tuple[list[Path], dict[str, int]]:

@@ -93,6 +93,29 @@ def test_validation_takes_several_recipes(make_settings, config, photos):
     assert [line["recipe"] for line in log_of(folder) if "validation_psnr" in line] == ["clean", "noise25"]
 
 
+def test_a_validation_that_fails_costs_no_finished_steps(make_settings, config, photos, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(loop, "evaluate", fail)
+    settings = make_settings(steps=5, save_every=100, validation=str(photos), validate_every=3)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(config, settings)
+    assert read_state(Path(settings.runs) / "run").step == 3
+
+
+def test_recipes_without_effect_are_told(make_settings, config):
+    told = []
+    train(replace(config, scale=1), make_settings(steps=1, validation_recipes=("noise25",)), tell=told.append)
+    assert told == [
+        "--validation-recipes has no effect: give --validation FOLDER too",
+        "clean degrades nothing at scale 1: give --recipe",
+    ]
+    told.clear()
+    train(replace(config, scale=1), make_settings(steps=1, name="noise", recipe="noise25"), tell=told.append)
+    assert not told
+
+
 @pytest.mark.parametrize("stop", [2, 4])
 @pytest.mark.parametrize("fields", [{"ema": True}, {"loss": "l1+0.1*hinge(width=4)", "accumulate": 2}], ids=str)
 def test_a_resumed_run_is_the_unbroken_one_to_the_bit(make_settings, config, stop, fields):
@@ -328,6 +351,8 @@ def test_the_start_follows_from_the_seed(make_settings, config):
     [
         ({"data": "nowhere"}, FileNotFoundError, "there is no folder nowhere"),
         ({"recipe": "cleam"}, ValueError, r"there is no recipe 'cleam'; did you mean clean\?"),
+        ({"validation_recipes": ("clena",)}, ValueError, r"there is no recipe 'clena'; did you mean clean\?"),
+        ({"validation_recipes": ("clean",) * 2}, ValueError, "must name each recipe once, got clean, clean"),
         ({"loss": "l3"}, ValueError, "l3"),
         ({"loss": "l1+0.1*hinge(in_channels=1,width=4)@5"}, ValueError, "loss hinge does not fit this run: UNetDiscr"),
         ({"loss": "l1+ssim", "patch_size": 8}, ValueError, "loss ssim does not fit this run: .*8"),
@@ -392,6 +417,10 @@ def test_of_a_data_set_given_whole_the_clean_training_images_are_taken(make_sett
     train(config, make_settings(data=str(root), steps=1), tell=told.append)
     counted = f"3 images of {root} are left out by the names of their folders"
     assert told == [f"{counted}: DIV2K_train_LR_bicubic, DIV2K_train_LR_unknown, DIV2K_valid_HR"]
+    told.clear()
+    train(config, make_settings(name="validated", validation=str(root), steps=1), tell=told.append)
+    assert f"{counted}: DIV2K_train_HR, DIV2K_train_LR_bicubic, DIV2K_train_LR_unknown" in told
+    assert any("over 1 images" in line for line in told)
 
 
 def test_a_run_is_not_begun_over_another(make_settings, config):
