@@ -70,5 +70,5 @@ def obstacle(path: Path, at_least: int, *, whole: bool) -> str:
     try:
         height, width = read_image(path).pixels.shape[-2:] if whole else image_size(path)
     except (ValueError, OSError) as error:
-        return f"({error})"
+        return str(error).removeprefix(f"{path} ")
     return f"is {width} x {height}, and {at_least} x {at_least} are needed" if min(height, width) < at_least else ""

@@ -398,7 +398,7 @@ def test_a_truncated_validation_image_is_told_at_the_start_or_skipped(make_setti
     (folder / name).write_bytes(whole[: len(whole) * 3 // 4])
     validated = {"validation": str(folder), "validate_every": 1, "steps": 1, "pictures": 0}
     with pytest.raises(
-        ValueError, match=rf"1 of 3 images in .*validation cannot be used; the first: .*{name} \(.*damaged"
+        ValueError, match=rf"1 of 3 images in .*validation cannot be used; the first: .*/{name} is damaged"
     ):
         train(config, make_settings(**validated))
     assert not Path(make_settings().runs).exists()
@@ -439,7 +439,7 @@ def test_one_corrupt_image_is_named_or_skipped(make_settings, config, tmp_path):
         train(config, make_settings(**data))
     told = []
     train(config, make_settings(**data, skip_unusable=True), tell=told.append)
-    assert re.fullmatch(r"1 images of .*images are left out, the first: .*bad.png \(.*\)", told[0])
+    assert re.fullmatch(r"1 images of .*images are left out, the first: .*bad.png is (?!.*bad.png).*", told[0])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello"])
