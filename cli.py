@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import itertools
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, field, make_dataclass
@@ -105,6 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         _run(arguments)
+        sys.stdout.flush()  # what is left in it would fail after the end
+    except BrokenPipeError:  # whoever reads the output has enough of it, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         print(f"claritycore: {one_line(error)}", file=sys.stderr)
         return 2
