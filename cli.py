@@ -3,9 +3,12 @@
 import importlib
 import inspect
 import itertools
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, field, make_dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -104,6 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         _run(arguments)
+        sys.stdout.flush()  # what is left in it would fail after the end
+    except BrokenPipeError:  # whoever reads the output has enough of it, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         print(f"claritycore: {one_line(error)}", file=sys.stderr)
         return 2
@@ -123,7 +130,9 @@ def _run(arguments: Sequence[str]) -> None:
         for verb, function in VERBS.items():
             print(f"  {verb:<10}{first_line(function)}")
         print(f"\nand the training presets, each with options of its own: {', '.join(preset_names())}")
-        print("\nEvery verb takes --import MODULE too: a module of yours whose nets and presets are to be known.")
+        print(
+            "\nEvery verb takes --import MODULE too: a module or file of yours whose nets and presets are to be known."
+        )
     elif arguments[0] in VERBS:
         VERBS[arguments[0]](arguments[1:])
     elif arguments[0] in preset_names():
@@ -133,16 +142,26 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _import(module: str) -> None:
-    """Import a module of the user's, which registers nets and presets; the folder that one is in comes first."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    """Import a module of the user's, by name or file, which registers nets and presets; its folder comes first."""
+    given, file = module, Path(module)
+    folder = str(file.parent.resolve()) if file.suffix == ".py" else ""
+    if file.suffix == ".py":
+        module = file.stem
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no file {given}: give --import another")
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f"--import takes a dotted name, as in my_nets, or a file, as in ./my_nets.py, got {given}")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
-        importlib.import_module(module)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # one that the module itself asks for
+            raise ImportError(f"--import {given}: {error}") from error  # one that the module itself asks for
         told = f"there is no module {error.name} to import, neither here nor installed"
         raise ValueError(f"{told}: give its dotted name, as in --import my_nets") from error
+    if file.suffix == ".py" and not file.samefile(found.__file__ or ""):
+        raise ValueError(f"--import {given}: another module is called {module}: give the file another name")
 
 
 def _parse_target(

@@ -17,7 +17,7 @@ from .training.evaluate_folder import EvaluateOptions, evaluate_folder
 from .training.interruption import TrainingInterrupted
 from .training.presets import find_preset, preset_names
 from .training.run_config import read_config
-from .training.run_files import WEIGHTS, RunState, read_state
+from .training.run_files import CHECKPOINT, WEIGHTS, RunState, read_state
 from .training.settings import TrainingSettings
 
 # Of the processes of a run on one machine the first speaks; whoever starts several says which each is.
@@ -58,6 +58,8 @@ def resume(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise ValueError("give the folder of a run: claritycore resume FOLDER")
     folder, *rest = arguments
+    if Path(folder).name == CHECKPOINT:
+        folder = str(Path(folder).parent)
     state = read_state(folder)
     place = Path(folder).resolve()
     settings = replace(state.settings, runs=str(place.parent), name=place.name)

@@ -23,6 +23,10 @@ class SPAB(nn.Module):
     Args:
         channels: number of channels ``C``.
 
+    Returns:
+        ``y``; with ``return_first`` also the activated output of the first convolution, which SPAN reads of its last
+        block.
+
     Raises:
         TypeError: if the input is not floating point.
         ValueError: if ``channels`` < 1, or the input has another number of channels.
@@ -45,13 +49,10 @@ class SPAB(nn.Module):
         self.conv2 = RepConv2d(channels, branches=SPAN_BRANCHES)
         self.conv3 = RepConv2d(channels, branches=SPAN_BRANCHES)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.with_first_activation(x)[0]
-
-    def with_first_activation(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return also the activated output of the first convolution: SPAN reads that of its last block."""
+    def forward(self, x: Tensor, *, return_first: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         check_feature_map(x, self.channels, self)
         first = F.silu(self.conv1(x))
         z = self.conv3(F.silu(self.conv2(first)))
         # The gate is sigmoid(z) - 1/2, written without the difference: z is small, and half precision would lose it.
-        return (z + x) * (0.5 * torch.tanh(0.5 * z)), first
+        y = (z + x) * (0.5 * torch.tanh(0.5 * z))
+        return (y, first) if return_first else y

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .shipped import located, shipped_weights
 
-METADATA_KEY = "claritycore"
+METADATA, METADATA_KEY = "__metadata__", "claritycore"
 DEFAULT_NAME = "model.safetensors"
 
 # Where files keep their weights beside counters and optimisers: of several, the averaged ones are the better.
@@ -70,8 +70,17 @@ def write_checkpoint(path: str | PathLike[str], checkpoint: Checkpoint) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     description = json.dumps({"model_type": checkpoint.model_type, "config": checkpoint.config})
     state = {key: value.detach().cpu().contiguous() for key, value in checkpoint.state.items()}
-    write_whole(path, save(state, metadata={"format": "pt", METADATA_KEY: description}))
+    write_whole(path, _in_order(save(state, metadata={"format": "pt", METADATA_KEY: description})))
     return path
+
+
+def _in_order(data: bytes) -> bytes:
+    """Sort the metadata of a safetensors file, which come in an order by chance: equal nets give equal files."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header = {METADATA: dict(sorted(header.pop(METADATA).items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(end - 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(data)[end:]])
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
@@ -87,6 +96,8 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:  # a full disk does not say which file it was
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

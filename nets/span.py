@@ -1,7 +1,6 @@
 """SPAN: a small, fast super-resolution net whose blocks gate themselves."""
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +96,8 @@ class SPAN(RestorationNet):
         x = first = self.conv_first((image - self.mean) * RANGE if self.normalize else image)
         ends: list[tuple[Tensor, Tensor]] = []
         for block in self.body:
-            ends.append(cast(SPAB, block).with_first_activation(x))
+            # By the call, and not by another method: sharding and checkpointing take hold of it.
+            ends.append(block(x, return_first=True))
             x = ends[-1][0]
         # Besides the last block's output: the stem's, the first block's, and what the last block's gate is made from.
         return [self.conv_cat(torch.cat([first, self.conv_body(x), ends[0][0], ends[-1][1]], dim=1))]

@@ -53,8 +53,13 @@ class Blur(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for family, _ in self.families:
+        for family, share in self.families:
             check_choice("family", family, FAMILIES)
+            check_range("share", (0, share), 0)
+        if not any(share > 0 for _, share in self.families):
+            raise ValueError(f"families must be at least one with a share above 0, got {self.families}")
+        if not self.sizes:
+            raise ValueError("sizes must be at least one, got none")
         for size in self.sizes:
             check_odd(size=size)
         for name in ("sigma", "generalised_beta", "plateau_beta", "cutoff", "wide_cutoff", "length"):

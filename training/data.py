@@ -128,9 +128,8 @@ class ImageFolder:
         if self.left_out:
             counted = f"{sum(self.left_out.values())} images of {self.folder} are left out"
             lines.append(f"{counted} by the names of their folders: {', '.join(self.left_out)}")
-        for path, why in list(self.unusable.items())[:1]:
-            lines.append(f"{len(self.unusable)} images of {self.folder} are left out, the first: {path} {why}")
-        return lines
+        first = [f"{path} {why}" for path, why in self.unusable.items()][:1]
+        return lines + [f"{len(self.unusable)} images of {self.folder} are left out, the first: {one}" for one in first]
 
     def _keep(self, index: int, image: Tensor) -> None:
         self._decoded[index] = image
@@ -276,9 +275,10 @@ def check_pairs(clean: ImageFolder, degraded: ImageFolder, scale: int) -> None:
     skipped = stems(clean, clean.unusable).keys() | stems(degraded, degraded.unusable, ending).keys()
     ours = {stem: path for stem, path in stems(clean, clean.paths).items() if stem not in skipped}
     theirs = {stem: path for stem, path in stems(degraded, degraded.paths, ending).items() if stem not in skipped}
-    if alone := sorted(ours.keys() ^ theirs.keys()):
-        counted = f"{len(alone)} of the images in {clean.folder} and {degraded.folder} have no partner"
-        raise ValueError(f"{counted}; the first: {alone[0]}")
+    if alone := ours.keys() ^ theirs.keys():
+        firsts = " and ".join(str(side[min(alone & side.keys())]) for side in (ours, theirs) if alone & side.keys())
+        told = f"{len(alone)} of the images in {clean.folder} and {degraded.folder} have no partner"
+        raise ValueError(f"{told}; the first: {firsts}")
     for stem, path in ours.items():
         wanted = tuple(size // scale for size in image_size(path))
         if (found := image_size(theirs[stem])) != wanted:

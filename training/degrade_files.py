@@ -77,9 +77,10 @@ def degrade_files(
     """Degrade picture files; one that fails does not stop the others.
 
     Beside the pictures a file of JSON lines says for each where it came from, its seed, by which `degrade` makes the
-    same again, and every number that was drawn: degradations.jsonl in the folder, or the name of the one picture with
-    .jsonl. Before any work begins, all places are checked: nothing is overwritten unasked. Depth, ICC profile and EXIF
-    stay; alpha is made smaller bicubically. Each picture appears whole or not at all. A full disk ends the run.
+    same again, and the numbers that were drawn, but for kernels: degradations.jsonl in the folder, or the name of the
+    one picture with .jsonl. Before any work begins, all places are checked: nothing is overwritten unasked. Depth, ICC
+    profile and EXIF stay; alpha is made smaller bicubically. Each picture appears whole or not at all. A full disk ends
+    the run.
 
     Args:
         inputs: files, folders, and patterns with ``*``, ``?``, ``[...]`` and ``**``.
@@ -160,4 +161,5 @@ def _degrade_file(job: Job, below: str, options: DegradeOptions, recipe: Recipe,
     write_image(job.target, degraded, overwrite=options.overwrite)
     line: dict[str, Any] = {"target": str(job.target), "source": str(job.source), "recipe": recipe.name}
     line |= {"scale": scale, "seed": seed, "width": width, "height": height}
-    return line | {name: values.item() for name, values in report.items() if values.numel() == 1}
+    # Kernels are hundreds of numbers, which follow from the seed.
+    return line | {name: values[0].tolist() for name, values in report.items() if not name.endswith("kernel")}

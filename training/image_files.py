@@ -12,6 +12,7 @@ from ..images.reading import image_size
 # Words in the names of folders, as data sets have them: DIV2K_train_LR_bicubic, DIV2K_valid_HR, Set5/LRbicx4.
 LOW_RESOLUTION = ("lr", "lq")
 HELD_OUT = ("valid", "validation", "val", "test")
+TRAINING = ("train", "training")
 
 
 def image_files(folder: Path, leave_out: Sequence[str] = ()) -> tuple[list[Path], dict[str, int]]:
@@ -69,5 +70,5 @@ def obstacle(path: Path, at_least: int, *, whole: bool) -> str:
     try:
         height, width = read_image(path).pixels.shape[-2:] if whole else image_size(path)
     except (ValueError, OSError) as error:
-        return f"({error})"
+        return str(error).removeprefix(f"{path} ")
     return f"is {width} x {height}, and {at_least} x {at_least} are needed" if min(height, width) < at_least else ""

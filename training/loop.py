@@ -15,14 +15,14 @@ from ..images import Picture, write_image
 from ..nets import BaseConfig
 from .critic import Critic
 from .data import Batches, ImageFolder, Sample, mixed
-from .degradations import degrade, find_recipe
+from .degradations import degrade
 from .engine import number_of_workers, start_fabric
 from .interruption import Interruption, TrainingInterrupted, leave_signals_to_the_run
 from .journal import Journal
 from .losses import WeightedLoss
 from .run_config import write_config
 from .run_files import BEST, CHECKPOINT, WEIGHTS, RunState, write_state
-from .run_images import crop_shapes, images_of
+from .run_images import crop_shapes, images_of, recipe_of
 from .settings import TrainingSettings
 from .trained_net import TrainedNet
 from .validation import Evaluation, cropped, evaluate
@@ -85,7 +85,7 @@ class _Run:
         self.config, self.settings, self.tell = config, settings, tell
         self.scale: int = getattr(config, "scale", 1)
         torch.manual_seed(mixed(settings.seed, 4))  # a discriminator has start weights too
-        self.recipe, self.loss = find_recipe(settings.recipe), WeightedLoss(settings.loss)
+        self.recipe, self.loss = recipe_of(config, settings, tell), WeightedLoss(settings.loss)
         self.loss.check(*crop_shapes(config, settings))
         self.samples, self.validation = images_of(config, settings, tell)
         self.folder = Path(settings.runs) / (settings.name or f"{config.model_type}x{self.scale}")
@@ -117,8 +117,9 @@ class _Run:
                 done, last = step + 1, step + 1 == settings.steps
                 journal.follow(done, values["loss"])
                 if done % settings.log_every == 0 or last:
-                    journal.write(done, lr=settings.lr_at(step), **values)
+                    journal.write(done, lr=settings.lr_at(step), **self._mean(values))
                 if self.validation and (done % settings.validate_every == 0 or last):
+                    self.save(done)  # a validation that fails costs no finished steps
                     self.validate(done, journal)
                 number = self._agreed(interruption.number)
                 if done % settings.save_every == 0 or last or number:
@@ -129,6 +130,13 @@ class _Run:
                     raise TrainingInterrupted(f"{told}: claritycore resume {self.folder} goes on", number)
         finally:
             journal.close()
+
+    def _mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Means over the processes, each of which has its part of the batch."""
+        if self.fabric.world_size == 1:
+            return values
+        means = self.fabric.all_reduce(torch.tensor(list(values.values()), device=self.fabric.device))
+        return dict(zip(values, cast(Tensor, means).tolist(), strict=True))
 
     def _agreed(self, number: int) -> int:
         """The signal that any of the processes has got: a terminal sends it to all, a scheduler perhaps to one."""

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..nets import AutoConfig, BaseConfig
 from ..nets.registry import nearest
 from .settings import TrainingSettings
+
+WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a text in quotes"}
 
 
 def read_config(
@@ -66,10 +69,8 @@ def override(
     for key in given:
         if key not in of_net and key not in of_training:
             raise ValueError(f"there is no field {key!r}{nearest(key, [*of_net, *of_training])}")
-    standing = {name: getattr(config, name) for name in of_net} | {
-        name: getattr(settings, name) for name in of_training
-    }
-    values = {key: _as_is(key, value, standing[key]) for key, value in given.items()}
+    kinds = get_type_hints(type(config)) | get_type_hints(TrainingSettings)
+    values = {key: _as_field(key, value, kinds[key]) for key, value in given.items()}
     config = replace(config, **{key: value for key, value in values.items() if key in of_net})  # pyright: ignore
     return config, replace(settings, **{key: value for key, value in values.items() if key in of_training})
 
@@ -81,14 +82,48 @@ def write_config(path: str | PathLike[str], config: BaseConfig, settings: Traini
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _as_is(name: str, value: Any, standing: Any) -> Any:
-    """Bring a value to the type of the one that stands; None may become anything."""
-    value = tuple(value) if isinstance(value, list) else value
-    if type(standing) is float and type(value) is int:
+def _as_field(name: str, value: Any, kind: Any) -> Any:
+    """Bring a value of a file to the type of a field: lists become tuples, and whole numbers others."""
+    if not _fits(value, kind):
+        raise ValueError(f"{name} must be {_in_words(kind)}, got {value!r}")
+    if type(value) is int and int not in _alternatives(kind) and float in _alternatives(kind):
         return float(value)
-    if standing is not None and type(value) is not type(standing):
-        raise ValueError(f"{name} must be {type(standing).__name__}, got {value!r}")
-    return value
+    return _frozen(value)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if len(kinds := _alternatives(kind)) > 1:
+        return any(_fits(value, other) for other in kinds)
+    (kind,) = kinds
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        first, *others = get_args(kind)
+        each = [first] * len(value) if others == [...] else [first, *others]
+        return len(each) == len(value) and all(map(_fits, value, each))
+    if get_origin(kind) is Literal:
+        return isinstance(value, str)  # the config itself names the choices
+    if kind is float:
+        return type(value) in (float, int)
+    # What a file cannot say otherwise is left to the config.
+    return type(value) is kind if kind in WORDS else get_origin(kind) is not tuple
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return WORDS[str]
+    if get_origin(kind) is tuple:
+        return f"a list, each {_in_words(get_args(kind)[0])}"
+    kinds = _alternatives(kind)
+    return WORDS.get(kind, str(kind)) if len(kinds) == 1 and kinds[0] is kind else " or ".join(map(_in_words, kinds))
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """The types of a union; None is left out, which a file cannot say."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind]
+    return [other for other in kinds if other is not NoneType]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _toml(value: Any) -> str:

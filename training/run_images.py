@@ -7,8 +7,10 @@ from ..images.metrics import SSIM_WINDOW
 from ..nets import BaseConfig
 from .data import CACHE_BYTES, ImageFolder, TrainingSamples
 from .engine import number_of_workers
-from .image_files import HELD_OUT, LOW_RESOLUTION
+from .image_files import HELD_OUT, LOW_RESOLUTION, TRAINING
+from .recipes import Recipe, find_recipe
 from .settings import INPUT_PATCH, TrainingSettings
+from .stages import Downsample
 
 
 def images_of(
@@ -17,8 +19,8 @@ def images_of(
     """Find the images of a run.
 
     Of `data` the sub-folders are left out whose names say that they are degraded (lr, lq) or held out (valid, val,
-    test), and of `validation` the degraded ones: so a data set can be given whole. Validation images are decoded here
-    once, so that none stops the run hours later; training images are too many for that.
+    test), and of `validation` the degraded ones and those for training: so a data set can be given whole. Validation
+    images are decoded here once, so that none stops the run hours later; training images are too many for that.
 
     Args:
         config: of the net.
@@ -41,11 +43,36 @@ def images_of(
     degraded = ImageFolder(settings.degraded, leave_out=(), **kept) if settings.degraded else None
     validation = None
     if settings.validation:
-        validation = ImageFolder(settings.validation, at_least=SSIM_WINDOW + 2 * scale, whole=True, **options)
+        least, others = SSIM_WINDOW + 2 * scale, (*LOW_RESOLUTION, *TRAINING)
+        validation = ImageFolder(settings.validation, at_least=least, leave_out=others, whole=True, **options)
     for folder in (clean, degraded, validation):
         for line in folder.told() if folder else ():
             tell(line)
     return TrainingSamples(clean, degraded, patch_size=patch_size, scale=scale, seed=settings.seed), validation
+
+
+def recipe_of(config: BaseConfig, settings: TrainingSettings, tell: Callable[[str], None]) -> Recipe:
+    """Find the recipe of a run, and see that those of its validation are there too.
+
+    Args:
+        config: of the net.
+        settings: of the run.
+        tell: called with a line on recipes that have no effect.
+
+    Raises:
+        ValueError: if there is no recipe of such a name, or one for validation comes twice.
+    """
+    recipe, names = find_recipe(settings.recipe), settings.validation_recipes
+    for name in names:
+        find_recipe(name)
+    if len(set(names)) < len(names):
+        raise ValueError(f"validation_recipes must name each recipe once, got {', '.join(names)}")
+    if names and not settings.validation:
+        tell("--validation-recipes has no effect: give --validation FOLDER too")
+    shrinks = all(isinstance(stage, Downsample) for stage in recipe.stages)
+    if shrinks and getattr(config, "scale", 1) == 1 and not settings.degraded:
+        tell(f"{recipe.name} degrades nothing at scale 1: give --recipe")
+    return recipe
 
 
 def patch_size_of(config: BaseConfig, settings: TrainingSettings) -> int:

@@ -22,7 +22,8 @@ class TrainingSettings:
         data: folder of clean images, with its sub-folders, but for those whose names have lr or lq as a word, or valid,
             validation, val or test: of DIV2K, DIV2K_train_HR is taken.
         degraded: folder of their degraded versions under the same names; without it `recipe` makes them.
-        validation: folder of clean images to validate on, each decoded once at the start; without it there is none.
+        validation: folder of clean images to validate on, each decoded once at the start; sub-folders whose names have
+            lr, lq, train or training as a word are left out. Without it there is no validation.
         recipe: how clean images are degraded.
         validation_recipes: how they are for validation; by default as for training.
         start: weights to start from, a file or the name of a shipped one; what does not fit starts fresh.
@@ -50,7 +51,7 @@ class TrainingSettings:
         checkpointing: compute the activations of blocks anew in the backward pass instead of keeping them.
         compile: pass the net through torch.compile.
         seed: of the start weights, the order of the samples, their crops and what degrades them.
-        workers: processes that decode images; by default one for each core but one, at most 8.
+        workers: processes that decode images; by default one for each core but one, at most 8; none with two or fewer.
         device: auto, cpu, cuda or mps.
         devices: processes on this machine.
         nodes: machines.

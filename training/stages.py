@@ -75,6 +75,8 @@ class Resize(Stage):
         check_range("up", (0, self.up), 0, 1)
         check_range("down", (0, self.down), 0, 1 - self.up)
         check_range("factor", self.factor, 0)
+        if not self.modes:
+            raise ValueError("modes must be at least one, got none")
         for mode in self.modes:
             check_choice("mode", mode, RESIZE_MODES[:-1])
 

@@ -20,7 +20,7 @@ def test_the_block_is_the_formula():
     z = conv(F.silu(conv(first, "conv2")), "conv3")
     expected = (z + x) * (torch.sigmoid(z) - 0.5)
     torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
-    y, activated = block.with_first_activation(x)
+    y, activated = block(x, return_first=True)
     assert torch.equal(y, block(x))
     torch.testing.assert_close(activated, first, rtol=0, atol=1e-12)
 

@@ -435,3 +435,22 @@ def test_a_small_file_that_describes_a_huge_net_is_refused_at_once(model_type, f
     assert "\n" not in str(refused.value)
     assert inspect_checkpoint(path).refusal == str(refused.value)
     AutoModel.from_config(AutoConfig.from_name("rrdbnet-lite", num_block=60))  # the limit is gone
+
+
+def test_equal_nets_give_equal_files(net, tmp_path):
+    """In every process: the library that writes them has an order of its own in each."""
+    net.save_pretrained(tmp_path / "net.safetensors")
+    data = (tmp_path / "net.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert list(header["__metadata__"]) == ["claritycore", "format"]
+    assert checkpoints_module._in_order(data) == data
+    assert same_weights(AutoModel.from_pretrained(tmp_path / "net.safetensors"), net)
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints_module.os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*weights\.bin"):
+        checkpoints_module.write_whole(tmp_path / "weights.bin", b"1")

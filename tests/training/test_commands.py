@@ -1,6 +1,8 @@
 """The verbs that train and measure: the documented commands start, files override, and bad input is one line."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -169,3 +171,17 @@ def test_one_corrupt_image_among_good_ones(photos, tmp_path, capsys):
     assert main(command) == 2
     assert "1 of 4 images" in capsys.readouterr().err
     assert main([*command, "--skip-unusable"]) == 0
+
+
+def test_resume_takes_the_checkpoint_of_a_run_too(photos, tmp_path):
+    place = ["--data", str(photos), "--runs", str(tmp_path), "--steps", "1"]
+    assert main(["spanx2", *place, *options_of("spanx2")]) == 0
+    assert main(["resume", str(tmp_path / "spanx2" / "last.ckpt"), "--steps", "2"]) == 0
+    assert read_state(tmp_path / "spanx2").step == 2
+
+
+def test_a_reader_that_has_enough_ends_it_quietly():
+    command = f"set -o pipefail; {sys.executable} -m claritycore list | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("blocks\n", "")
+    assert done.returncode in (0, 141)

@@ -231,7 +231,7 @@ def test_pairs_that_do_not_match(folder, tmp_path):
         TrainingSamples(images, ImageFolder(folder), patch_size=32, scale=2)
     (tmp_path / "less").mkdir()
     write_image(tmp_path / "less" / "a.png", Picture(torch.rand(1, 3, 20, 26)))
-    with pytest.raises(ValueError, match=r"3 of the images in .* have no partner; the first: b"):
+    with pytest.raises(ValueError, match=r"3 of the images in .* have no partner; the first: .*/b\.png$"):
         TrainingSamples(images, ImageFolder(tmp_path / "less"), patch_size=32, scale=2)
 
 
@@ -249,3 +249,11 @@ def test_pairs_that_do_not_match(folder, tmp_path):
 def test_sizes_that_do_not_fit(folder, build, message):
     with pytest.raises(ValueError, match=message):
         build(ImageFolder(folder))
+
+
+def test_of_images_without_partner_one_of_each_side_is_named(folder, tmp_path):
+    (tmp_path / "others").mkdir()
+    for name in ("a.png", "z.png"):
+        write_image(tmp_path / "others" / name, Picture(torch.rand(1, 3, 40, 52)))
+    with pytest.raises(ValueError, match=r"4 of the images in .*; the first: .*/b\.png and .*others/z\.png$"):
+        TrainingSamples(ImageFolder(folder), ImageFolder(tmp_path / "others"), patch_size=32)

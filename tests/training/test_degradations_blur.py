@@ -16,7 +16,9 @@ from claritycore.training.blur_kernels import (
     sharpen,
     sinc_kernels,
 )
+from claritycore.training.blur_stage import Blur
 from claritycore.training.resizing import RESIZE_MODES, resize
+from claritycore.training.stages import Resize
 from tests.strategies import normal
 
 
@@ -278,3 +280,18 @@ def test_any_size_becomes_any_size(mode):
 def test_bad_sizes(size, mode, told):
     with pytest.raises(ValueError, match=told):
         resize(torch.zeros(1, 3, 8, 8), size, mode)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Blur(families=()), "families must be at least one with a share above 0"),
+        (lambda: Blur(families=(("iso", 0.0),)), "families must be at least one with a share above 0"),
+        (lambda: Blur(families=(("iso", 2.0), ("sinc", -1.0))), "share must be a range of at least 0"),
+        (lambda: Blur(sizes=()), "sizes must be at least one"),
+        (lambda: Resize(modes=()), "modes must be at least one"),
+    ],
+)
+def test_a_stage_with_nothing_to_draw_from(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()

@@ -49,6 +49,8 @@ def test_a_folder(folder, tmp_path):
         assert torch.equal(read_image(line["target"]).pixels, made)
         scalars = {name: each.item() for name, each in drawn.items() if each.numel() == 1}
         assert scalars.items() <= line.items()
+        assert line["order"] == drawn["order"][0].tolist()
+        assert {name for name in drawn if name not in line} == {name for name in drawn if name.endswith("kernel")}
         assert {"noise", "noise_sigma", "jpeg_quality", "blur_sigma_x"} <= set(line)
     assert (lines[1]["width"], lines[1]["height"]) == (12, 8)
 

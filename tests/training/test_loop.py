@@ -93,6 +93,29 @@ def test_validation_takes_several_recipes(make_settings, config, photos):
     assert [line["recipe"] for line in log_of(folder) if "validation_psnr" in line] == ["clean", "noise25"]
 
 
+def test_a_validation_that_fails_costs_no_finished_steps(make_settings, config, photos, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(loop, "evaluate", fail)
+    settings = make_settings(steps=5, save_every=100, validation=str(photos), validate_every=3)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(config, settings)
+    assert read_state(Path(settings.runs) / "run").step == 3
+
+
+def test_recipes_without_effect_are_told(make_settings, config):
+    told = []
+    train(replace(config, scale=1), make_settings(steps=1, validation_recipes=("noise25",)), tell=told.append)
+    assert told == [
+        "--validation-recipes has no effect: give --validation FOLDER too",
+        "clean degrades nothing at scale 1: give --recipe",
+    ]
+    told.clear()
+    train(replace(config, scale=1), make_settings(steps=1, name="noise", recipe="noise25"), tell=told.append)
+    assert not told
+
+
 @pytest.mark.parametrize("stop", [2, 4])
 @pytest.mark.parametrize("fields", [{"ema": True}, {"loss": "l1+0.1*hinge(width=4)", "accumulate": 2}], ids=str)
 def test_a_resumed_run_is_the_unbroken_one_to_the_bit(make_settings, config, stop, fields):
@@ -172,14 +195,15 @@ def in_processes(count: int, *command: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_are_one_with_the_same_global_batch(photos, tmp_path, strategy):
+@pytest.mark.parametrize(("strategy", "net"), [("ddp", "plksr"), ("fsdp", "plksr"), ("fsdp", "span")])
+def test_two_processes_are_one_with_the_same_global_batch(photos, tmp_path, strategy, net):
     """Ten steps, which the two processes make in two goes: weights, average and figures are those of one process."""
-    sizes = "--scale 2 --num-feat 8 --num-block 1 --kernel-size 5 --patch-size 16 --batch-size 8 --lr 1e-3"
+    sizes = "--scale 2 --num-feat 8 --num-block 1 --patch-size 16 --batch-size 8 --lr 1e-3"
+    sizes += " --kernel-size 5" if net == "plksr" else ""
     files = ["--data", str(photos), "--validation", str(photos), "--runs", str(tmp_path)]
     often = "--save-every 4 --validate-every 10 --log-every 1 --schedule constant --ema --clip 0.1"
     plain = ["--no-amp", "--device", "cpu", "--workers", "0", "--strategy", strategy]
-    common = ["train", "--model", "plksr", *sizes.split(), *files, *often.split(), *plain]
+    common = ["train", "--model", net, *sizes.split(), *files, *often.split(), *plain]
     in_processes(1, *common, "--name", "one", "--steps", "10")
     in_processes(2, *common, "--name", "two", "--steps", "4")
     in_processes(2, "resume", str(tmp_path / "two"), "--steps", "10")
@@ -188,6 +212,8 @@ def test_two_processes_are_one_with_the_same_global_batch(photos, tmp_path, stra
         for key, value in getattr(first, name).items():
             torch.testing.assert_close(getattr(second, name)[key], value, rtol=1e-3, atol=1e-6)
     lines = [log_of(tmp_path / run) for run in ("one", "two")]
+    losses = [[line["loss"] for line in log if "loss" in line] for log in lines]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     figures = [[line for line in log if "validation_psnr" in line][-1] for log in lines]
     for key in ("validation_psnr", "validation_ssim", "validation_lf_psnr"):
         assert figures[0][key] == pytest.approx(figures[1][key], rel=1e-4)
@@ -325,6 +351,8 @@ def test_the_start_follows_from_the_seed(make_settings, config):
     [
         ({"data": "nowhere"}, FileNotFoundError, "there is no folder nowhere"),
         ({"recipe": "cleam"}, ValueError, r"there is no recipe 'cleam'; did you mean clean\?"),
+        ({"validation_recipes": ("clena",)}, ValueError, r"there is no recipe 'clena'; did you mean clean\?"),
+        ({"validation_recipes": ("clean",) * 2}, ValueError, "must name each recipe once, got clean, clean"),
         ({"loss": "l3"}, ValueError, "l3"),
         ({"loss": "l1+0.1*hinge(in_channels=1,width=4)@5"}, ValueError, "loss hinge does not fit this run: UNetDiscr"),
         ({"loss": "l1+ssim", "patch_size": 8}, ValueError, "loss ssim does not fit this run: .*8"),
@@ -370,7 +398,7 @@ def test_a_truncated_validation_image_is_told_at_the_start_or_skipped(make_setti
     (folder / name).write_bytes(whole[: len(whole) * 3 // 4])
     validated = {"validation": str(folder), "validate_every": 1, "steps": 1, "pictures": 0}
     with pytest.raises(
-        ValueError, match=rf"1 of 3 images in .*validation cannot be used; the first: .*{name} \(.*damaged"
+        ValueError, match=rf"1 of 3 images in .*validation cannot be used; the first: .*/{name} is damaged"
     ):
         train(config, make_settings(**validated))
     assert not Path(make_settings().runs).exists()
@@ -389,6 +417,10 @@ def test_of_a_data_set_given_whole_the_clean_training_images_are_taken(make_sett
     train(config, make_settings(data=str(root), steps=1), tell=told.append)
     counted = f"3 images of {root} are left out by the names of their folders"
     assert told == [f"{counted}: DIV2K_train_LR_bicubic, DIV2K_train_LR_unknown, DIV2K_valid_HR"]
+    told.clear()
+    train(config, make_settings(name="validated", validation=str(root), steps=1), tell=told.append)
+    assert f"{counted}: DIV2K_train_HR, DIV2K_train_LR_bicubic, DIV2K_train_LR_unknown" in told
+    assert any("over 1 images" in line for line in told)
 
 
 def test_a_run_is_not_begun_over_another(make_settings, config):
@@ -407,7 +439,7 @@ def test_one_corrupt_image_is_named_or_skipped(make_settings, config, tmp_path):
         train(config, make_settings(**data))
     told = []
     train(config, make_settings(**data, skip_unusable=True), tell=told.append)
-    assert re.fullmatch(r"1 images of .*images are left out, the first: .*bad.png \(.*\)", told[0])
+    assert re.fullmatch(r"1 images of .*images are left out, the first: .*bad.png is (?!.*bad.png).*", told[0])
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"hello"])

@@ -78,9 +78,22 @@ def test_a_module_that_is_not_there_or_lacks_one_is_told(own_net, tmp_path, caps
     for arguments, message in {
         ("list", "--import", "nowhere.nets"): "there is no module nowhere to import, neither here nor installed",
         ("list", "--import"): "--import needs a value",
+        ("list", "--import", "./nowhere.py"): "there is no file ./nowhere.py",
+        ("list", "--import", "./nowhere"): "--import takes a dotted name, as in my_nets, or a file",
     }.items():
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
     (tmp_path / "lacking.py").write_text("import nowhere_at_all")
     assert main(["list", "--import", "lacking"]) == 2
-    assert capsys.readouterr().err == "claritycore: No module named 'nowhere_at_all'\n"
+    assert capsys.readouterr().err == "claritycore: --import lacking: No module named 'nowhere_at_all'\n"
+
+
+def test_a_file_may_be_given_by_its_path(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "by_its_path.py").write_text("print('found')")
+    (tmp_path / "json.py").write_text("")
+    assert main(["--version", "--import", str(tmp_path / "by_its_path.py")]) == 0
+    assert "found" in capsys.readouterr().out
+    sys.modules.pop("by_its_path")
+    assert main(["--version", "--import", str(tmp_path / "json.py")]) == 2
+    assert "another module is called json: give the file another name" in capsys.readouterr().err

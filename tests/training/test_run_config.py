@@ -30,9 +30,16 @@ def test_a_file_overrides_what_stood_before(tmp_path):
         ("model = 'span'\nlr = -1.0", r"run.toml: lr must be positive and finite, got -1\.0"),
         ("model = 'span'\nscale = 5", r"run.toml: scale must be one of 1, 2, 3, 4, 8, got 5"),
         ("scale 4", r"run.toml is no TOML"),
-        ("model = 'span'\namp = 'no'", r"amp must be bool, got 'no'"),
-        ("model = 'span'\nlr = '2e-4'", r"lr must be float, got '2e-4'"),
-        ("model = 'span'\nmilestones = 0.5", r"milestones must be tuple, got 0\.5"),
+        ("model = 'span'\namp = 'no'", r"amp must be true or false, got 'no'"),
+        ("model = 'span'\nlr = '2e-4'", r"lr must be a number, got '2e-4'"),
+        ("model = 'span'\nmilestones = 0.5", r"milestones must be a list, each a number, got 0\.5"),
+        ("model = 'span'\nmilestones = ['a']", r"milestones must be a list, each a number, got \['a'\]"),
+        ("model = 'span'\nvalidation-recipes = 'clean'", r"recipes must be a list, each a text in quotes, got 'clean'"),
+        ("model = 'span'\nname = 5", r"run.toml: name must be a text in quotes, got 5"),
+        ("model = 'span'\nworkers = 'two'", r"run.toml: workers must be an integer, got 'two'"),
+        ("model = 'span'\nworkers = true", r"run.toml: workers must be an integer, got True"),
+        ("model = 'span'\nclip = 'two'", r"run.toml: clip must be a number, got 'two'"),
+        ("model = 'span'\noptimizer = 3", r"run.toml: optimizer must be a text in quotes, got 3"),
         ("scale = 4", r"run.toml must name its net"),
     ],
 )
@@ -51,6 +58,7 @@ def test_a_file_for_another_net_is_refused(tmp_path):
 def test_whole_numbers_may_stand_for_others(tmp_path):
     (tmp_path / "run.toml").write_text("model = 'span'\nclip = 1\nlr = 1")
     assert read_config(tmp_path / "run.toml", None, TrainingSettings())[1].lr == 1.0
+    assert type(read_config(tmp_path / "run.toml", None, TrainingSettings())[1].clip) is float
 
 
 def test_a_file_must_be_there(tmp_path):

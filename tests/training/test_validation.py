@@ -359,7 +359,7 @@ def test_pairs_take_the_place_of_recipes(net, images, pairs):
 
 def test_pairs_that_do_not_match(net, images, pairs):
     (pairs / "cat.png").unlink()
-    with pytest.raises(ValueError, match=r"1 of the images in .* have no partner; the first: cat"):
+    with pytest.raises(ValueError, match=r"1 of the images in .* have no partner; the first: .*cat\.png$"):
         evaluate(net, images, degraded=ImageFolder(pairs))
 
 
