@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 from . import __version__, blocks, cli_files, cli_training
 from .blocks import reparameterize_model
@@ -64,11 +64,13 @@ def list_names(arguments: Sequence[str]) -> None:
 
 def summary(arguments: Sequence[str]) -> None:
     """Count what a block or a net costs: claritycore summary NAME [options]."""
-    known = [*BLOCKS, *list_models()]
+    known = [*(name for name, block in BLOCKS.items() if _takes_maps_alone(block)), *list_models()]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{summary.__doc__}\n\nNAME is one of {', '.join(known)};\nNAME --help lists its options")
         return
     name, *rest = arguments
+    if name in BLOCKS and not _takes_maps_alone(BLOCKS[name]):
+        raise ValueError(f"{name} takes more than numbers and maps: build it in Python, for deploy.summarize")
     if name not in known:
         raise ValueError(f"there is no block or net {name!r}{nearest(name, known)}")
     default = AutoConfig.from_name(name) if name in list_models() else None
@@ -195,6 +197,16 @@ def _required(function: Callable[..., Any]) -> list[str]:
     """The arguments that must be given."""
     parameters = inspect.signature(function).parameters.values()
     return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+
+
+def _takes_maps_alone(block: type[nn.Module]) -> bool:
+    """Whether a block is made of numbers and called with maps, as far as that must be given."""
+    for function, kind in ((block, int), (block.forward, Tensor)):
+        parameters = inspect.signature(function).parameters
+        given = [parameters[name] for name in _required(function) if name != "self"]
+        if any(parameter.annotation not in (kind, kind.__name__) for parameter in given):
+            return False
+    return True
 
 
 def _checkpoint(checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]) -> str:

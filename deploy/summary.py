@@ -97,7 +97,7 @@ def summarize(module: nn.Module, input_shape: Sequence[int], *further: Sequence[
     """Count what a forward call costs. Runs a copy on the meta device: no memory, no arithmetic.
 
     Args:
-        module: a block or a net that takes tensors and returns one.
+        module: a block or a net that takes tensors; of several that it returns the shape of the first is given.
         input_shape: shape of the first tensor, (B, C, H, W).
         further: shapes of the others, if there are others.
 
@@ -114,7 +114,8 @@ def summarize(module: nn.Module, input_shape: Sequence[int], *further: Sequence[
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     census = _Census(set(counter.flop_registry))
     with torch.no_grad(), counter, census:
-        output: Tensor = twin(*(torch.empty(tuple(shape), device="meta") for shape in (input_shape, *further)))
+        result = twin(*(torch.empty(tuple(shape), device="meta") for shape in (input_shape, *further)))
+    output = next(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
     by_module = counter.get_flop_counts()
     kind = type(module).__name__
     parts = tuple(
