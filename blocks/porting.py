@@ -168,7 +168,9 @@ def convert_block_state(state: Mapping[str, Tensor], source: str) -> dict[str, T
             continue
         here = _name_here(name, layout.names)
         if here is None:
-            raise ValueError(f"{name!r} is no tensor of a block of {source}: known are {', '.join(layout.names)}")
+            prefix = _prefix_of(name, layout.names)
+            hint = f"cut {prefix!r} from all names" if prefix else f"known are {', '.join(layout.names)}"
+            raise ValueError(f"{name!r} is no tensor of a block of {source}: {hint}")
         converted[here] = tensor
     return layout.change(converted)
 
@@ -179,3 +181,9 @@ def _name_here(name: str, names: Mapping[str, str]) -> str | None:
         if name == known or (known.endswith(".") and name.startswith(known)):
             return here + name.removeprefix(known)
     return None
+
+
+def _prefix_of(name: str, names: Mapping[str, str]) -> str:
+    """Return what stands before a known name, empty if none is within."""
+    starts = (at + 1 for at, letter in enumerate(name) if letter == ".")
+    return next((name[:start] for start in starts if _name_here(name[start:], names)), "")

@@ -124,7 +124,12 @@ class WindowAttention2d(Projections):
         if self.log_scale is None:
             return logit_scale
         learned = at_least_float32(self.log_scale).clamp(max=LARGEST_SCALE).exp()
-        return learned if logit_scale is None else learned * logit_scale
+        if logit_scale is None:
+            return learned
+        if not isinstance(logit_scale, Tensor) or logit_scale.shape[-1:] != learned.shape:  # which would be spread
+            got = f"shape {tuple(logit_scale.shape)}" if isinstance(logit_scale, Tensor) else repr(logit_scale)
+            raise ValueError(f"logit_scale must be (B, num_heads) for {self.num_heads} heads, got {got}")
+        return learned * logit_scale
 
     def extra_repr(self) -> str:
         cosine = ", cosine=True" if self.log_scale is not None else ""

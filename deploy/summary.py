@@ -17,7 +17,8 @@ from .flops import flop_formulas
 _MOVING = """
     _to_copy _unsafe_view arange cat clone constant_pad_nd copy copy_ detach empty empty_like empty_strided fill_ full
     full_like gather index index_select lift_fresh new_empty new_full new_zeros nonzero ones ones_like pixel_shuffle
-    pixel_unshuffle reflection_pad2d repeat replication_pad2d roll scalar_tensor scatter slice_scatter stack
+    pixel_unshuffle promote_types reflection_pad2d repeat replication_pad2d roll scalar_tensor scatter slice_scatter
+    stack
     upsample_nearest2d where zero_ zeros zeros_like
 """
 FREE = frozenset(_MOVING.split())

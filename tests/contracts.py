@@ -268,6 +268,7 @@ CONTRACTS: dict[str, Contract] = {
         ),
         pixels=2,
         stride=2,
+        fuses=True,
     ),
     "SpectralMix2d": Contract(blocks.SpectralMix2d, tile_safe=False),
     "HighPass": Contract(blocks.HighPass, pixels=2),

@@ -69,12 +69,17 @@ def test_gradients_reach_every_converted_tensor(source):
 
 
 @pytest.mark.parametrize("source", BLOCK_SOURCES)
-@pytest.mark.parametrize(
-    "name", ["attn.lambda", "norm3.weight", "layers.0.norm1.weight", "attn.relative_position_bias_table_1"]
-)
+@pytest.mark.parametrize("name", ["attn.lambda", "norm3.weight", "attn.relative_position_bias_table_1"])
 def test_a_tensor_without_a_place_is_refused(source, name):
     state = theirs(source, 4, 0).state_dict() | {name: torch.zeros(1)}
     with pytest.raises(ValueError, match=rf"^'{re.escape(name)}' is no tensor of a block of {source}: known are "):
+        convert_block_state(state, source)
+
+
+@pytest.mark.parametrize("source", BLOCK_SOURCES)
+def test_a_prefix_that_was_not_cut_is_named(source):
+    state = {f"layers.0.blocks.1.{name}": tensor for name, tensor in theirs(source, 4, 0).state_dict().items()}
+    with pytest.raises(ValueError, match=rf"is no tensor of a block of {source}: cut 'layers.0.blocks.1.' from all"):
         convert_block_state(state, source)
 
 

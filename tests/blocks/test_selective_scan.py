@@ -337,4 +337,4 @@ def test_bad_arguments_raise(kind, options, message):
 
 def test_repr():
     text = repr(SelectiveScan2d(8, directions=["column"]))
-    assert "8, d_state=16, dt_rank=1, directions=('column',)" in text
+    assert "8, d_state=16, expand=2.0, dt_rank=1, d_conv=3, directions=('column',)" in text

@@ -351,6 +351,18 @@ def test_a_scale_of_another_shape_raises(shape):
         block(normal((2, 4, 3, 3)), torch.ones(shape))
 
 
+@pytest.mark.parametrize("scale", [torch.ones(2, 1), torch.ones(2, 3), torch.ones(1), 2.0], ids=str)
+def test_a_scale_that_cosine_logits_cannot_take_raises(scale):
+    block = WindowAttention2d(4, 2, cosine=True)
+    with pytest.raises(ValueError, match=r"^logit_scale must be \(B, num_heads\) for 2 heads, got (shape|2.0)"):
+        block(normal((2, 4, 3, 3)), scale)
+
+
+def test_a_scale_that_is_no_tensor_raises():
+    with pytest.raises(TypeError, match=r"^logit_scale must be a tensor, got 2.0"):
+        WindowAttention2d(4, 2)(normal((2, 4, 3, 3)), 2.0)
+
+
 def test_repr():
     text = repr(WindowAttention2d(8, 2, window_size=(4, 6), shift=(2, 3), dilation=2, cosine=True))
     assert "8, 2, window_size=(4, 6), shift=(2, 3), dilation=(2, 2), cosine=True" in text

@@ -287,7 +287,7 @@ REFUSED = [
         r"kv must be \(B, H, W, 2C\) = \(1, 3, 4, 24\), got shape \(1, 3, 5, 24\)",
     ),
     ({"window_size": 0}, ValueError, r"window_size must be two integers of at least 1, got \(0, 0\)"),
-    ({"window_size": (2, 2, 2)}, ValueError, r"window_size must be two integers of at least 1, got \(2, 2, 2\)"),
+    ({"window_size": (2, 2, 2)}, ValueError, r"window_size must be an integer or a pair of them, got \(2, 2, 2\)"),
     ({"shift": -1}, ValueError, r"shift must be two integers of at least 0, got \(-1, -1\)"),
     ({"shift": (1, 2)}, ValueError, r"shift must be less than window_size \(2, 2\), got \(1, 2\)"),
     ({"dilation": (1, 0)}, ValueError, r"dilation must be two integers of at least 1, got \(1, 0\)"),
