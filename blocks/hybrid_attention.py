@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels.window_attention import window_attention
 from .checks import check_choice
@@ -53,7 +53,7 @@ class GridAttention(Projections):
         num_heads: int,
         *,
         grid_size: Pair = 8,
-        bias: PositionBias | None = "table",
+        bias: PositionBias | nn.Module | None = "table",
         qkv_bias: bool = True,
     ) -> None:
         super().__init__(channels, num_heads, qkv_bias=qkv_bias)
@@ -125,7 +125,7 @@ class HybridAttention(Projections):
         shift: Pair = 0,
         form: Literal["window", "dilated", "grid"] = "window",
         global_size: int = 8,
-        bias: PositionBias | None = "table",
+        bias: PositionBias | nn.Module | None = "table",
         qkv_bias: bool = True,
     ) -> None:
         super().__init__(channels, num_heads, qkv_bias=qkv_bias)

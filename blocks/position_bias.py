@@ -58,6 +58,7 @@ class ContinuousBias(nn.Module):
         num_heads: number of heads.
         window_size: height and width of the windows of queries.
         key_window_size: those of the windows of keys; None for the same.
+        pretrained_window_size: W in the place of `window_size`, where weights were trained with other windows.
 
     Source:
         Swin Transformer V2 (arXiv:2111.09883), section 3.3.
@@ -67,16 +68,24 @@ class ContinuousBias(nn.Module):
     """
 
     def __init__(
-        self, num_heads: int, window_size: tuple[int, int], *, key_window_size: tuple[int, int] | None = None
+        self,
+        num_heads: int,
+        window_size: tuple[int, int],
+        *,
+        key_window_size: tuple[int, int] | None = None,
+        pretrained_window_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.window_size, self.key_window_size = window_size, key_window_size or window_size
+        self.pretrained_window_size = pretrained_window_size
         first = nn.Linear(2, 512)
         self.cpb_mlp = nn.Sequential(first, nn.ReLU(), nn.Linear(512, num_heads, bias=False))
 
     def forward(self) -> Tensor:
         offsets = _offsets(self.window_size, self.key_window_size, next(self.cpb_mlp.parameters()))
-        scaled = 8 * offsets / offsets.amax(0).clamp(min=1)
+        trained = self.pretrained_window_size
+        farthest = offsets.amax(0) if trained is None else offsets.new_tensor(trained) - 1
+        scaled = 8 * offsets / farthest.clamp(min=1)
         return 16 * torch.sigmoid(self.cpb_mlp(torch.sign(scaled) * torch.log2(1 + scaled.abs()) / 3))
 
 
@@ -127,14 +136,14 @@ BIASES: dict[str, type[nn.Module]] = {"table": TableBias, "cpb": ContinuousBias,
 
 
 def position_bias(
-    kind: PositionBias | None,
+    kind: PositionBias | nn.Module | None,
     num_heads: int,
     window_size: tuple[int, int],
     key_window_size: tuple[int, int] | None = None,
 ) -> nn.Module | None:
-    """Make the position bias of a kind; none for None."""
-    if kind is None:
-        return None
+    """Make the position bias of a kind; none for None, and a module is one already."""
+    if kind is None or isinstance(kind, nn.Module):
+        return kind
     check_choice("bias", kind, get_args(PositionBias))
     return BIASES[kind](num_heads, window_size, key_window_size=key_window_size)
 

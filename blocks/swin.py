@@ -2,13 +2,12 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .channel_attention import ChannelAttention
 from .checks import check_feature_map, check_positive
-from .memory_format import in_format_of
+from .memory_format import channels_last, in_format_of
 from .norm import LayerNorm2d
 
 
@@ -70,7 +69,7 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, logit_scale: Tensor | None = None) -> Tensor:
         check_feature_map(x, self.channels, self)
         # Every part computes with the channels last: to and fro once a block, and not at all for maps that have them.
-        y = x.contiguous(memory_format=torch.channels_last)
+        y = channels_last(x)
         if self.post_norm:
             y = y + self.norm1(_attended(self.attn, y, logit_scale))
             y = y + self.norm2(self.mlp(y))

@@ -64,7 +64,7 @@ class WindowAttention2d(Projections):
         shift: where windows begin, from 0 to `window_size` - 1; half a window in every second block, as a rule.
         dilation: distance of neighbours in a window: windows see `dilation` times as far, at as many pixels.
         bias: by offset: "table" learns a number each, "cpb" computes it from the logarithm of the offset, "dynamic"
-            from the offset; None leaves it out.
+            from the offset; None leaves it out; a module returns the table, as those of `position_bias` do.
         cosine: compare directions, as Swin V2 does.
         qkv_bias: whether queries, keys and values have one.
 
@@ -92,7 +92,7 @@ class WindowAttention2d(Projections):
         window_size: Pair = 8,
         shift: Pair = 0,
         dilation: Pair = 1,
-        bias: PositionBias | None = "table",
+        bias: PositionBias | nn.Module | None = "table",
         cosine: bool = False,
         qkv_bias: bool = True,
     ) -> None:
@@ -181,7 +181,7 @@ class OverlappingCrossAttention(Projections):
         *,
         window_size: Pair = 16,
         overlap_ratio: float = 0.5,
-        bias: PositionBias | None = "table",
+        bias: PositionBias | nn.Module | None = "table",
         zero_border: bool = False,
         qkv_bias: bool = True,
     ) -> None:

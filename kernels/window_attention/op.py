@@ -151,8 +151,7 @@ def _pair(name: str, value: Pair) -> list[int]:
 
 def _attend(x: Operands, layout: Layout, scale: float | None, backend: Backend) -> Tensor:
     scales = x.logit_scale
-    given = isinstance(scales, Tensor) and isinstance(x.qkv, Tensor)
-    if given and (scales.ndim == 1 or scales.shape[:-1] == (1,)):
+    if isinstance(scales, Tensor) and isinstance(x.qkv, Tensor) and (scales.ndim == 1 or scales.shape[:-1] == (1,)):
         x = x._replace(logit_scale=scales.expand(x.qkv.shape[0], -1))  # one for all images
     check_operands(x, layout)
     if scale is None:

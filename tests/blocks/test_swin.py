@@ -236,3 +236,10 @@ def test_bad_arguments_raise(make, message):
 def test_repr():
     assert "8, post_norm=True" in repr(SwinBlock(8, nn.Identity(), post_norm=True))
     assert "8, scale=0.5" in repr(ConvAttention(8, nn.Identity(), scale=0.5))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_vmap_keeps_calls_apart(memory_format):
+    block = stirred(SwinBlock(4, WindowAttention2d(4, 2, window_size=3, shift=1)).double())
+    x = normal((3, 4, 5, 7), dtype=torch.float64).contiguous(memory_format=memory_format)
+    torch.testing.assert_close(torch.vmap(block)(x[:, None])[:, 0], block(x), rtol=0, atol=1e-12)

@@ -237,6 +237,16 @@ def test_continuous_bias_takes_the_same_weights_for_another_window():
     torch.testing.assert_close(*corners)  # the furthest offsets are as far, by the formula
 
 
+def test_continuous_bias_keeps_the_offsets_of_the_window_it_was_trained_with():
+    small = stirred(ContinuousBias(2, (4, 5)))
+    bias = ContinuousBias(2, (7, 7), pretrained_window_size=(4, 5))
+    block = WindowAttention2d(4, 2, window_size=7, bias=bias).double()
+    block.position_bias.load_state_dict(small.state_dict())
+    table = block.position_bias().view(13, 13, 2)
+    torch.testing.assert_close(table[3:-3, 2:-2], small().view(7, 9, 2), **EXACT)
+    assert block(normal((1, 4, 9, 8), dtype=torch.float64)).shape == (1, 4, 9, 8)
+
+
 @pytest.mark.parametrize(("kind", "tolerance"), [(ContinuousBias, 1e-2), (DynamicBias, 3e-2)])
 def test_computed_biases_in_half_precision_know_their_offsets(kind, tolerance):
     torch.manual_seed(0)
