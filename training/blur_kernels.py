@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..blocks.checks import check_odd
 from ..blocks.padding import pad_same
+from ..blocks.precision import at_least_float32
 from .jpeg import check_image
 
 # A Gaussian as narrow as this is one pixel, to the last bit.
@@ -164,8 +165,7 @@ def blur(image: Tensor, kernels: Tensor) -> Tensor:
         raise ValueError(f"kernels must be ({batch}, k, k), a kernel for each image, got {tuple(kernels.shape)}")
     size = kernels.shape[1]
     check_odd(**{"the side of kernels": size})
-    dtype = image.dtype if image.dtype == torch.float64 else torch.float32
-    padded = pad_same(image.to(dtype), (size // 2, size // 2), "reflect")
+    padded = pad_same(at_least_float32(image), (size // 2, size // 2), "reflect")
     weights = kernels.to(padded)[:, None].repeat_interleave(channels, 0)
     return _by_plane(padded, weights).to(image.dtype)
 
@@ -174,7 +174,7 @@ def sharpen(image: Tensor, *, radius: int = 50, weight: float = 0.5, threshold: 
     """Sharpen by an unsharp mask, where the image differs from its blurred form by more than the threshold.
 
     With the blur of OpenCV for that radius (a Gaussian of side 51 and sigma 8), as Real-ESRGAN sharpens the images that
-    it degrades, and those that its pixel losses aim at.
+    it degrades, and those that its pixel losses aim at. Computed in float32, in float64 where the image is.
 
     Shape: ``(B, C, H, W)`` -> the same, of the same dtype.
 
@@ -203,9 +203,11 @@ def sharpen(image: Tensor, *, radius: int = 50, weight: float = 0.5, threshold: 
         padded = pad_same(x, (side // 2, side // 2), "reflect")
         return _by_plane(_by_plane(padded, line.to(x)), line.mT.to(x))
 
-    residual = image - smoothed(image)
-    mask = smoothed((residual.detach().abs() > threshold).to(image))
-    return image + mask * ((image + weight * residual).clamp(0, 1) - image)
+    # Besides the rounding: torch 2.13 never comes back from float16 planes and wide kernels where a CPU has AMX for it.
+    x = at_least_float32(image)
+    residual = x - smoothed(x)
+    mask = smoothed((residual.detach().abs() > threshold).to(x))
+    return (x + mask * ((x + weight * residual).clamp(0, 1) - x)).to(image.dtype)
 
 
 def _by_plane(image: Tensor, weights: Tensor) -> Tensor:
