@@ -101,6 +101,8 @@ class _Run:
         self.critic = Critic(self.loss, settings, self.fabric)
         self.scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         if state is not None:
+            if state.images not in (None, len(self.samples)):
+                tell(f"{state.images} images were trained on, now {len(self.samples)}: others are drawn from here on")
             self.critic.load_state_dict(state.critic)
             if self.scaler is not None and state.scaler is not None:
                 self.scaler.load_state_dict(state.scaler)
@@ -218,6 +220,7 @@ class _Run:
             critic=self.critic.state_dict(),
             scaler=None if self.scaler is None else self.scaler.state_dict(),
             best=self.best,
+            images=len(self.samples),
             **states,
         )
         write_state(self.folder, state)

@@ -32,6 +32,7 @@ class RunState:
         critic: the discriminators and their optimiser, if a loss has any.
         scaler: the state dict of float16's loss scaling, if there is one.
         best: the highest PSNR of a validation so far.
+        images: how many it was trained on; their number decides which is drawn.
     """
 
     step: int
@@ -43,6 +44,7 @@ class RunState:
     critic: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
     best: float | None = None
+    images: int | None = None
 
 
 def write_state(folder: Path, state: RunState) -> None:

@@ -141,6 +141,17 @@ def test_a_resumed_run_is_the_unbroken_one_to_the_bit(make_settings, config, sto
     assert_same_run(whole, folder)
 
 
+def test_a_run_that_goes_on_with_fewer_images_says_so(make_settings, config, photos, tmp_path):
+    for path in photos.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    folder = train(config, make_settings(data=str(tmp_path), steps=2))
+    (tmp_path / "3.png").unlink()
+    told = []
+    state = read_state(folder)
+    train(state.config, replace(state.settings, steps=4), state=state, tell=told.append)
+    assert "8 images were trained on, now 7: others are drawn from here on" in told
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_to_the_bit(make_settings, config, tmp_path):
     """SIGKILL at random moments, again and again, until the run is done."""
