@@ -20,9 +20,10 @@ from claritycore.kernels.window_attention.operands import Layout
 from .runner import Benchmark, Case, Work, main
 
 CASES = [
-    {"batch": 1, "size": 64, "channels": 180, "heads": 6, "window": 8},
-    {"batch": 1, "size": 64, "channels": 180, "heads": 6, "window": 16},
-    {"batch": 1, "size": 128, "channels": 96, "heads": 6, "window": 8},
+    {"batch": 1, "size": 64, "channels": 180, "heads": 6, "window": 8, "shift": 0},
+    {"batch": 1, "size": 64, "channels": 180, "heads": 6, "window": 8, "shift": 4},
+    {"batch": 1, "size": 64, "channels": 180, "heads": 6, "window": 16, "shift": 8},
+    {"batch": 1, "size": 128, "channels": 96, "heads": 6, "window": 8, "shift": 4},
 ]
 OVERLAPPING_CASES = [{"batch": 1, "size": 64, "channels": 180, "heads": 6, "window": 16, "keys": 24}]
 
@@ -31,7 +32,7 @@ def inputs(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Te
     window, size = case["window"], case["size"]
     keys = case.get("keys", window)
     given = {"num_heads": case["heads"], "window_size": window}
-    given |= {"key_window_size": keys} if "keys" in case else {"shift": window // 2}
+    given |= {"key_window_size": keys} if "keys" in case else {"shift": case["shift"]}
     return given | {
         "qkv": torch.randn(case["batch"], size, size, 3 * case["channels"], device=device, dtype=dtype),
         "bias_table": torch.randn((window + keys - 1) ** 2, case["heads"], device=device, dtype=dtype),
@@ -40,7 +41,7 @@ def inputs(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Te
 
 def work(case: Case, dtype: torch.dtype, backward: bool) -> Work:
     window, keys = [case["window"]] * 2, [case.get("keys", case["window"])] * 2
-    shift = [0 if "keys" in case else case["window"] // 2] * 2
+    shift = [case.get("shift", 0)] * 2
     layout = Layout(window, keys, shift, [1, 1], case["heads"], 1.0, False, "keys" in case)
     sizes = case["batch"], case["size"], case["size"], case["channels"]
     flops = window_attention_flops(layout, *sizes)
@@ -80,15 +81,16 @@ def shifted_mask(height: int, width: int, window: int, shift: int, device: torch
     return torch.zeros(forbidden.shape, device=device).masked_fill(forbidden, -100.0)
 
 
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
     """Attend in windows, (B * windows, heads, pixels, d), with logits in memory."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
-    logits = logits.unflatten(0, (-1, len(mask))) + mask[:, None].to(q.dtype)
-    return torch.softmax(logits.flatten(0, 1), -1) @ v
+    if mask is not None:
+        logits = (logits.unflatten(0, (-1, len(mask))) + mask[:, None].to(q.dtype)).flatten(0, 1)
+    return torch.softmax(logits, -1) @ v
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
-    both = (bias + mask[:, None]).to(q.dtype).repeat(len(q) // len(mask), 1, 1, 1)
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+    both = bias if mask is None else (bias + mask[:, None]).to(q.dtype).repeat(len(q) // len(mask), 1, 1, 1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=both)
 
 
@@ -98,13 +100,14 @@ def shifted(
     batch, height, width, _ = qkv.shape
     padded = F.pad(qkv, (0, 0, 0, -width % window_size, 0, -height % window_size))
     size = padded.shape[1:3]
-    windows = windows_of(torch.roll(padded, (-shift, -shift), (1, 2)), window_size)
+    windows = windows_of(torch.roll(padded, (-shift, -shift), (1, 2)) if shift else padded, window_size)
     q, k, v = windows.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
     rows = offsets(window_size, window_size, qkv.device)
     bias = bias_table[rows.flatten()].view(*rows.shape, -1).permute(2, 0, 1)[None]
-    y = attention(q, k, v, bias, shifted_mask(*size, window_size, shift, qkv.device))
-    y = map_of(y.transpose(1, 2).flatten(2), batch, *size, window_size)
-    return torch.roll(y, (shift, shift), (1, 2))[:, :height, :width].contiguous()
+    mask = shifted_mask(*size, window_size, shift, qkv.device) if shift else None
+    y = map_of(attention(q, k, v, bias, mask).transpose(1, 2).flatten(2), batch, *size, window_size)
+    y = torch.roll(y, (shift, shift), (1, 2)) if shift else y
+    return y[:, :height, :width].contiguous()
 
 
 def unfolded(qkv: Tensor, bias_table: Tensor, num_heads: int, window_size: int, key_window_size: int) -> Tensor:
@@ -133,7 +136,7 @@ WINDOW_ATTENTION = Benchmark(
         "sdpa": partial(shifted, attention=fused_attention),
     },
     peer="shifted",
-    cuda_only=["triton", "sdpa"],
+    cuda_only=["triton"],
     backward=True,
     work=work,
 )

@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
 
 torch.set_num_threads(1)
 
-settings.register_profile("committed", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("committed", deadline=None, derandomize=True, max_examples=10)
 settings.register_profile("nightly", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "committed"))
 

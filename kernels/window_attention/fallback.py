@@ -70,7 +70,10 @@ class _Gradients:
     def __init__(self, x: Operands, layout: Layout) -> None:
         self.x, self.layout = x, layout
         self.maps = x._replace(qkv=_empty(x.qkv, x.dtype), kv=None if x.kv is None else _empty(x.kv, x.dtype))
-        self.keys = _bordered(self.maps.keys_and_values.zero_(), layout)
+        # Windows of keys that are those of the queries share no pixel: nothing need be added up.
+        self.apart = list(layout.window) == list(layout.key_window) and not layout.zero_border
+        keys = self.maps.keys_and_values
+        self.keys = keys if self.apart else _bordered(keys.zero_(), layout)
         self.bias = None if x.bias_table is None else torch.zeros_like(expanded_bias(x.bias_table.to(x.dtype), layout))
         self.logit_scale, self.tokens = (None if t is None else torch.zeros_like(t, dtype=x.dtype) for t in x[3:])
 
@@ -88,14 +91,17 @@ class _Gradients:
         if self.layout.cosine:
             of_q, of_k = _through_directions(of_q, q), _through_directions(of_k, k)
         group.write_queries(self.maps.queries[images], of_q)
-        of_kv = torch.cat([of_k, of_v], 2)
-        group.add_keys(self.keys[images], of_kv[..., :keys, :])
+        put = group.write_queries if self.apart else group.add_keys
+        for half, part in zip(self.keys[images].chunk(2, -1), (of_k, of_v), strict=True):
+            put(half, part[..., :keys, :])
         if self.tokens is not None:
-            self.tokens[images] += of_kv[..., keys:, :].sum(1).transpose(1, 2).flatten(2)
+            of_kv = torch.cat([of_k[..., keys:, :], of_v[..., keys:, :]], 2)
+            self.tokens[images] += of_kv.sum(1).transpose(1, 2).flatten(2)
 
     def named(self) -> Iterator[tuple[str, Tensor | None]]:
         """Return the gradients by the names of the operands."""
-        self.maps.keys_and_values.copy_(_within(self.keys, self.layout, self.x.qkv.shape[1:3]))
+        if not self.apart:
+            self.maps.keys_and_values.copy_(_within(self.keys, self.layout, self.x.qkv.shape[1:3]))
         table = None if self.bias is None else table_gradient(self.bias, self.layout)
         found = self.maps._replace(bias_table=table, logit_scale=self.logit_scale, tokens=self.tokens)
         return iter(found._asdict().items())

@@ -56,16 +56,12 @@ def test_errors_are_as_the_table_says(name, column):
 
 
 @pytest.mark.parametrize("name", SUPPORT)
-def test_float64_is_kept_one_graph_is_compiled_and_tiles_are_as_the_table_says(name):
+def test_float64_is_kept_and_tiles_are_as_the_table_says(name):
     row = SUPPORT[name]
-    assert (row["float64"], row["compile"]) == ("kept", "one graph")
+    assert (row["float64"], row["compile"]) == ("kept", "one graph")  # test_properties.py compiles every contract
     for contract in forms(name):
         block = contract.make(contract.channels[-1], dtype=torch.float64).eval()
-        x = normal((1, contract.channels[-1], 6, 9), dtype=torch.float64)
-        torch._dynamo.reset()
-        y = torch.compile(block, fullgraph=True, backend="aot_eager")(x)
-        assert y.dtype == torch.float64
-        torch.testing.assert_close(y, block(x), rtol=0, atol=1e-11)
+        assert block(normal((1, contract.channels[-1], 6, 9), dtype=torch.float64)).dtype == torch.float64
         assert row["tile-safe"] in ("as its parts", "yes" if block.tile_safe else "no")
 
 
