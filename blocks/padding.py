@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .memory_format import is_channels_last
+from ..kernels.memory_format import is_channels_last
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.memory_format import in_format_of
 from .channel_attention import ChannelAttention
 from .checks import check_feature_map, check_positive
-from .memory_format import in_format_of
 from .norm import LayerNorm2d
 
 

@@ -108,6 +108,17 @@ def test_the_blur_is_that_of_scipy(sigma, backend):
     assert largest(low + high - x) <= 1e-15
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("of", [list, tuple, torch.tensor], ids=["list", "tuple", "tensor"])
+def test_each_channel_may_have_its_deviation(of, backend):
+    x, sigma = normal((2, 4, 9, 14), dtype=torch.float64), [0.4, 1.7, 0.4, 3.0]
+    low, high = blur_split(x, of(sigma), backend=backend)
+    for c, value in enumerate(sigma):
+        alone = blur_split(x[:, c : c + 1], torch.tensor(value).item() if of is torch.tensor else value)
+        assert largest(low[:, c : c + 1] - alone[0]) <= 1e-14
+        assert largest(high[:, c : c + 1] - alone[1]) <= 1e-14
+
+
 def haar_by_loop(x):
     batch, channels, height, width = x.shape
     bands = torch.zeros(4, batch, channels, (height + 1) // 2, (width + 1) // 2, dtype=x.dtype)

@@ -28,4 +28,6 @@ def in_format_of(y: Tensor, x: Tensor) -> Tensor:
     >>> in_format_of(torch.zeros(1, 8, 5, 7), torch.zeros(1, 5, 7, 8).permute(0, 3, 1, 2)).stride()
     (280, 1, 56, 8)
     """
-    return y.contiguous(memory_format=memory_format_of(x))
+    if memory_format_of(x) == torch.contiguous_format:
+        return y.contiguous()
+    return y.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # nor be told one
