@@ -34,8 +34,8 @@ def fft_split(
 
     The map is mirrored beyond its borders, so that these do not meet their opposites, and sides are padded on to
     products of 2, 3 and 5, for which transforms are fast. One transform forward, one back. (A size that a compiled or
-    exported program leaves open is padded to a multiple of 16 instead, and one program serves every size: results then
-    differ near the borders, at a cutoff of 0.25 by 1e-4 of the largest value, at 0.5 and beyond by 2 %.)
+    exported program leaves open is not rounded, so that one program serves every size: results then differ near the
+    borders, at a cutoff of 0.25 by 1e-4 of the largest value, at 0.5 and beyond by 2 %.)
     Arithmetic is float64 where `x` is, else float32, also under autocast; `low + high` equals `x` to the last bit or
     the next. Differentiable any number of times; a sample depends on nothing but itself. Memory format kept.
 
@@ -114,7 +114,7 @@ def _low(x: Tensor, cutoff: float | Tensor, mask: Mask, padding: int) -> Tensor:
 def _transformed(size: int, padding: int) -> int:
     """Return the size of the transform: of an open one without a branch, each of which would fix it to some sizes."""
     if is_open(size):
-        return (size + 2 * padding + 15) // 16 * 16
+        return size + 2 * padding
     return smooth(int(size) + 2 * padding)  # torch.jit.trace gives tensors for sizes
 
 
