@@ -6,9 +6,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..kernels.memory_format import in_format_of
 from ..kernels.operand_rules import compute_dtype
 from .checks import check_choice, check_feature_map, check_odd, check_positive
-from .memory_format import in_format_of
 from .precision import at_least_float32
 
 AttentionForm = Literal["squeeze_excite", "efficient"]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.memory_format import channels_last, in_format_of
 from .checks import check_feature_map, check_odd, check_positive
-from .memory_format import channels_last, in_format_of
 from .norm import LayerNorm2d
 from .precision import at_least_float32
 from .sampling import bilinear_samples

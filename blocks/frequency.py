@@ -1,7 +1,9 @@
 """Low and high frequencies of a feature map: six ways to part them, each of which adds up to the map again."""
 
+import copy
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -13,6 +15,7 @@ from .checks import check_choice, check_feature_map, check_positive
 from .frequency_bands import (
     Parts,
     avgpool_parts,
+    check_pyramid,
     dct_parts,
     enlarged,
     haar_parts,
@@ -94,7 +97,7 @@ class FreqSplit2d(nn.Module):
         levels: halvings of "laplacian": one is about a cutoff of 0.25, each further one halves it.
 
     Raises:
-        TypeError: if the input is not floating point.
+        TypeError: if the input is not floating point, or the cutoff no number.
         ValueError: if a number or a word is none of those, there is no cutoff to learn, the condition is missing, not
             wanted or of another shape, or the input has another number of channels.
 
@@ -157,9 +160,9 @@ class FreqSplit2d(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> FreqBands:
         check_feature_map(x, self.channels, self)
+        cutoffs = self.cutoffs(condition)
         if condition is not None and condition.shape[0] != x.shape[0]:
             raise ValueError(f"condition must have a row for each of {x.shape[0]} maps, got {condition.shape[0]}")
-        cutoffs = self.cutoffs(condition)
         with without_autocast(x):
             low, high, pyramid = self._parts(x, cutoffs)
         return FreqBands(laid_out(low, x), laid_out(high, x), tuple(laid_out(band, x) for band in pyramid))
@@ -183,15 +186,16 @@ class FreqSplit2d(nn.Module):
             size: height and width of the map.
 
         Raises:
-            ValueError: if the kind has no pyramid.
+            ValueError: if the kind has no pyramid, or the bands are not as many or of another size.
         """
+        if self.kind not in ("haar", "avgpool", "laplacian"):
+            raise ValueError(f"kind must be haar, avgpool or laplacian to have a pyramid, got {self.kind!r}")
         if self.kind == "haar":
-            return haar_merge((bands[0], bands[1], bands[2], bands[3]), (size[0], size[1]))
+            return haar_merge(bands, size)
+        check_pyramid(bands, size, 2 if self.kind == "avgpool" else self.levels + 1)
         if self.kind == "avgpool":
             return bands[0] + enlarged(bands[1], size[0], size[1])
-        if self.kind == "laplacian":
-            return merge_laplacian_pyramid(bands)
-        raise ValueError(f"kind must be haar, avgpool or laplacian to have a pyramid, got {self.kind!r}")
+        return merge_laplacian_pyramid(bands)
 
     def export_form(self, kind: Literal["dct", "blur"]) -> "FreqSplit2d":
         r"""Make the split for a runtime without a Fourier transform, with the cutoffs that were learned.
@@ -217,15 +221,9 @@ class FreqSplit2d(nn.Module):
                 f"only kind 'fft' with mask 'gaussian' has an export form, got {self.kind!r}, {self.mask!r}"
             )
         if kind == "dct":
-            made = FreqSplit2d(
-                self.channels,
-                kind=kind,
-                cutoff=self.cutoff,
-                learnable=self.learnable,
-                condition_channels=self.condition_channels,
-            )
-            made.load_state_dict(self.state_dict())
-            return made.train(self.training)
+            made = copy.deepcopy(self)
+            made.kind = kind
+            return made
         if self.condition is not None:
             raise ValueError("condition_channels must be 0 for kind 'blur', whose cutoffs are fixed; take 'dct'")
         learned = self.cutoffs()
@@ -269,6 +267,8 @@ class FreqSplit2d(nn.Module):
 
 def _checked_cutoff(cutoff: float | Sequence[float], channels: int, learnable: bool) -> float | tuple[float, ...]:
     values = tuple(cutoff) if isinstance(cutoff, Sequence) else (cutoff,)
+    if not all(isinstance(value, Real) for value in values):
+        raise TypeError(f"cutoff must be a number or a sequence of numbers, got {cutoff!r}")
     if isinstance(cutoff, Sequence) and len(values) != channels:
         raise ValueError(f"cutoff must be one number or {channels}, one for each channel, got {len(values)}")
     for value in values:

@@ -9,7 +9,7 @@ from ..kernels import window_attention
 from .checks import check_feature_map, check_positive
 from .frequency import FreqBands
 from .frequency_bands import laid_out
-from .frequency_fusion import check_bands
+from .frequency_fusion import check_bands, two_maps
 from .norm import LayerNorm2d
 from .position_bias import PositionBias, position_bias
 from .window_attention import Pair, pair
@@ -39,7 +39,7 @@ class FrequencyCrossAttention(nn.Module):
         bias: by offset, as in `WindowAttention2d`.
 
     Raises:
-        TypeError: if the input is not floating point.
+        TypeError: if the bands are no two floating-point maps.
         ValueError: if ``num_heads`` does not divide ``channels``, a number is < 1, ``shift`` is not less than
             ``window_size``, ``bias`` is another word, the bands have another number of channels or are not alike.
 
@@ -78,11 +78,11 @@ class FrequencyCrossAttention(nn.Module):
         self.tile_multiple = math.lcm(*self.window_size)
 
     def forward(self, bands: FreqBands | tuple[Tensor, Tensor]) -> FreqBands:
-        low, high = bands[:2]
+        low, high = two_maps(bands, self)
         check_feature_map(low, self.channels, self)
-        check_bands(bands, low.shape, self)
+        check_bands((low, high), low.shape, self)
         # Every part computes with the channels last: to and fro once, and not at all for maps that have them.
-        last = [band.contiguous(memory_format=torch.channels_last) for band in (low, high)]
+        last = [band.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) for band in (low, high)]
         low_pixels, high_pixels = (
             norm(band).permute(0, 2, 3, 1) for norm, band in zip((self.norm_low, self.norm_high), last, strict=True)
         )

@@ -1,12 +1,14 @@
 """The ways to part a map into low and high frequencies that need no kernel of their own: DCT, pooling, pyramids."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..kernels.frequency_split import haar_split
+from ..kernels.memory_format import in_format_of
 from .padding import cropped
 from .pyramid import double, halve
 
@@ -22,7 +24,7 @@ def dct_parts(x: Tensor, cutoff: Tensor | float) -> Parts:
     down, across = (dct_matrix(size, x) for size in x.shape[2:])
     rows, columns = (torch.arange(size, device=x.device).to(x.dtype) / size for size in x.shape[2:])
     cutoff = torch.as_tensor(cutoff, device=x.device).to(x.dtype)[..., None, None]
-    mask = torch.exp(-(rows[:, None].square() + columns.square()) / (2 * cutoff.square()))
+    mask = torch.exp(-0.5 * (rows[:, None] / cutoff).square()) * torch.exp(-0.5 * (columns / cutoff).square())
     low = down.mT @ (mask * (down @ x @ across.mT)) @ across
     return low, x - low, ()
 
@@ -74,7 +76,17 @@ def enlarged(x: Tensor, height: int, width: int) -> Tensor:
     return cropped(F.interpolate(x, scale_factor=2.0, mode="bilinear"), height, width)
 
 
+def check_pyramid(bands: Sequence[Tensor], size: Sequence[int], count: int) -> None:
+    """Raise unless there are so many bands, the first of that size and each further one of half the size."""
+    if len(bands) != count:
+        raise ValueError(f"bands must be {count}, got {len(bands)}")
+    height, width = size
+    for i, band in enumerate(bands):
+        if tuple(band.shape[2:]) != (height, width):
+            raise ValueError(f"band {i} must be {height} x {width}, got shape {tuple(band.shape)}")
+        height, width = (height + 1) // 2, (width + 1) // 2
+
+
 def laid_out(y: Tensor, x: Tensor) -> Tensor:
     """Bring a band to the dtype and the memory format of the map."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return y.to(x.dtype).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return in_format_of(y.to(x.dtype), x)

@@ -31,7 +31,7 @@ class FreqFuse(nn.Module):
         max_gain: the bound :math:`g_{max}` of the weight of the high frequencies.
 
     Raises:
-        TypeError: if an input is not floating point.
+        TypeError: if an input is not floating point, the bands are no two maps, or ``gate`` is none of those.
         ValueError: if ``channels`` < 1, ``gate`` is another word, ``max_gain`` is not above 0, or an input has another
             number of channels or size.
 
@@ -50,6 +50,8 @@ class FreqFuse(nn.Module):
         check_positive(channels=channels)
         if isinstance(gate, str):
             check_choice("gate", gate, ("conv",))
+        elif gate is not None and not callable(gate):
+            raise TypeError(f"gate must be 'conv', a module or None, got {gate!r}")
         if not 0 < max_gain < math.inf:
             raise ValueError(f"max_gain must be above 0 and finite, got {max_gain}")
         self.channels, self.max_gain = channels, max_gain
@@ -155,11 +157,20 @@ class _BandGate(nn.Module):
 
 def check_bands(bands: FreqBands | tuple[Tensor, Tensor], shape: torch.Size, block: nn.Module) -> None:
     """Raise unless low and high frequencies are maps of that shape."""
-    for name, band in zip(("low", "high"), bands[:2], strict=True):
+    for name, band in zip(("low", "high"), two_maps(bands, block), strict=True):
         if not band.is_floating_point():
             raise TypeError(f"{type(block).__name__} takes floating-point bands, got {name} in {band.dtype}")
         if band.shape != shape:
             raise ValueError(f"{name} must have the shape {tuple(shape)}, got {tuple(band.shape)}")
+
+
+def two_maps(bands: FreqBands | tuple[Tensor, Tensor], block: nn.Module) -> tuple[Tensor, Tensor]:
+    """Low and high frequencies; raise unless both are there."""
+    if not isinstance(bands, tuple | list) or not 2 <= len(bands) <= 3:
+        got = f"{type(bands).__name__} of {len(bands)}" if isinstance(bands, tuple | list) else type(bands).__name__
+        raise TypeError(f"{type(block).__name__} takes FreqBands, or low and high, got {got}")
+    low, high = bands[:2]
+    return low, high
 
 
 def _tiling(part: nn.Module | None) -> tuple[bool, int, int]:

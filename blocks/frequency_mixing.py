@@ -62,6 +62,8 @@ class SpectralMix2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels, self)
+        if x.numel() == 0:
+            return x.clone()  # of which there is no transform
         wide = at_least_float32(x)
         first, second = (conv.weight.to(wide.dtype) for conv in (self.conv1, self.conv2))
         spectrum = torch.fft.rfft2(wide)

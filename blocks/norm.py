@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.memory_format import is_channels_last
 from .checks import check_feature_map, check_positive
-from .memory_format import is_channels_last
 from .precision import at_least_float32
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.memory_format import in_format_of
 from ..kernels.selective_scan import LARGEST_STATE
 from ..kernels.selective_scan_2d import DIRECTIONS, Direction, selective_scan_2d
 from .checks import check_feature_map, check_odd, check_positive
-from .memory_format import in_format_of
 from .norm import RMSNorm2d
 from .precision import at_least_float32
 

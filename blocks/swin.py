@@ -5,9 +5,9 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.memory_format import channels_last, in_format_of
 from .channel_attention import ChannelAttention
 from .checks import check_feature_map, check_positive
-from .memory_format import channels_last, in_format_of
 from .norm import LayerNorm2d
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..kernels.memory_format import in_format_of
 from ..kernels.window_attention import overlapping_window_attention, window_attention
 from .checks import check_feature_map, check_positive
-from .memory_format import in_format_of
 from .position_bias import PositionBias, position_bias
 from .precision import at_least_float32
 

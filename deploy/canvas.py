@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..blocks.memory_format import memory_format_of
+from ..kernels.memory_format import memory_format_of
 from ..kernels.operand_rules import compute_dtype
 
 

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..memory_format import in_format_of
 from ..operand_rules import compute_dtype, like
-from .operands import in_format_of, mirrored, radius_of, taps_of
+from .operands import mirrored, radius_of, taps_of
 from .reference import haar_merge_reference
 
 __all__ = ["blur_split", "blur_split_adjoint", "haar_merge", "haar_split"]
@@ -38,7 +39,7 @@ def haar_split(x: Tensor, repeat: bool = True) -> tuple[Tensor, Tensor, Tensor, 
         torch.sub(sums[..., left], sums[..., right]),
         torch.sub(differences[..., left], differences[..., right]),
     )
-    ll, lh, hl, hh = (in_format_of(x, band.mul_(0.5).to(x.dtype)) for band in bands)
+    ll, lh, hl, hh = (in_format_of(band.mul_(0.5).to(x.dtype), x) for band in bands)
     return ll, lh, hl, hh
 
 

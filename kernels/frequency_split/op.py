@@ -34,7 +34,7 @@ def blur_split(
 
     Arithmetic is float64 where `x` is, else float32, also under autocast; `low + high` equals `x` to the last bit or
     the next. Results repeat bit for bit, gradients included. Memory format kept. The choice of backend is fixed when a
-    call is traced or exported.
+    call is traced or exported. With "torch" a NaN or an infinite pixel is seen further than the blur reaches.
 
     Shape:
         - x: ``(B, C, H, W)``, any H and W from 1 up
@@ -48,7 +48,7 @@ def blur_split(
         backend: "triton", "torch" or "reference"; "auto" takes Triton on CUDA tensors.
 
     Raises:
-        TypeError: if x is not a real, floating-point tensor.
+        TypeError: if x is not a real, floating-point tensor, or sigma is none of those.
         ValueError: if sigma is not above 0, has another shape or requires a gradient, or no backend has that name.
         RuntimeError: if the named backend cannot run here.
 
@@ -79,7 +79,8 @@ def haar_split(x: Tensor, *, backend: Backend = "auto") -> tuple[Bands, tuple[in
     column, and so shows horizontal edges; HL shows vertical ones. The last row or column of an odd side is repeated.
     At even sides the bands have together the energy of `x`.
 
-    Arithmetic is float64 where `x` is, else float32, also under autocast. Memory format kept.
+    Arithmetic is float64 where `x` is, else float32, also under autocast; float16 holds no LL of pixels above 32,752,
+    since LL is twice their mean. Memory format kept.
 
     Shape:
         - x: ``(B, C, H, W)``, any H and W from 1 up

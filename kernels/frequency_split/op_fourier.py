@@ -1,13 +1,15 @@
 """The split by a radial mask in the Fourier domain: one transform forward and one back, in plain torch."""
 
 import math
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..memory_format import in_format_of
 from ..operand_rules import check_tensors, compute_dtype
-from .operands import HIGHEST_CUTOFF, check_map, gaussian_sigma, in_format_of, mirror
+from .operands import HIGHEST_CUTOFF, check_map, gaussian_sigma, is_open, mirror
 
 Mask = Literal["gaussian", "butterworth", "ideal"]
 
@@ -31,8 +33,9 @@ def fft_split(
     response depends on the cutoff alone, not on the size of the map.
 
     The map is mirrored beyond its borders, so that these do not meet their opposites, and sides are padded on to
-    products of 2, 3 and 5, for which transforms are fast. (A size that an export leaves open is not rounded: results
-    then differ near the borders, at a cutoff of 0.25 by 1e-4 of the largest value.) One transform forward, one back.
+    products of 2, 3 and 5, for which transforms are fast. One transform forward, one back. (A size that a compiled or
+    exported program leaves open is not rounded, so that one program serves every size: results then differ near the
+    borders, at a cutoff of 0.25 by 1e-4 of the largest value, at 0.5 and beyond by 2 %.)
     Arithmetic is float64 where `x` is, else float32, also under autocast; `low + high` equals `x` to the last bit or
     the next. Differentiable any number of times; a sample depends on nothing but itself. Memory format kept.
 
@@ -50,9 +53,9 @@ def fft_split(
             8 where the cutoff is a tensor.
 
     Raises:
-        TypeError: if a tensor is not real and floating-point.
+        TypeError: if a tensor is not real and floating-point, or the cutoff is neither a number nor a tensor.
         ValueError: if the cutoff is out of range or its shape does not fit x, no mask has that name, the padding is
-            negative, or the cutoff of an ideal mask requires a gradient.
+            no integer or negative, or the cutoff of an ideal mask requires a gradient.
 
     Source: Gonzalez and Woods, Digital Image Processing, section 4.8: ideal, Butterworth and Gaussian filters.
 
@@ -99,17 +102,20 @@ def smooth(size: int) -> int:
 
 def _low(x: Tensor, cutoff: float | Tensor, mask: Mask, padding: int) -> Tensor:
     height, width = x.shape[2:]
-    below, right = (_padded(size + 2 * padding) - size - padding for size in (height, width))
+    below, right = (_transformed(size, padding) - size - padding for size in (height, width))
     padded = mirror(x.contiguous(), padding, below, padding, right)
     size = padded.shape[2], padded.shape[3]
     # Real numbers times real numbers: a complex product would take twice the time.
     spectrum = torch.view_as_real(torch.fft.rfft2(padded)) * _gain(x, cutoff, mask, size)[..., None]
     filtered = torch.fft.irfft2(torch.view_as_complex(spectrum), s=size)
-    return in_format_of(x, filtered[:, :, padding : padding + height, padding : padding + width])
+    return in_format_of(filtered[:, :, padding : padding + height, padding : padding + width], x)
 
 
-def _padded(size: int) -> int:
-    return smooth(size) if isinstance(size, int) else size  # a size left open in an export is no int
+def _transformed(size: int, padding: int) -> int:
+    """Return the size of the transform: of an open one without a branch, each of which would fix it to some sizes."""
+    if is_open(size):
+        return size + 2 * padding
+    return smooth(int(size) + 2 * padding)  # torch.jit.trace gives tensors for sizes
 
 
 def _gain(x: Tensor, cutoff: float | Tensor, mask: Mask, size: tuple[int, int]) -> Tensor:
@@ -133,9 +139,11 @@ def _check(x: Tensor, cutoff: float | Tensor, mask: str, padding: int | None) ->
     check_map(x)
     if mask not in get_args(Mask):
         raise ValueError(f"mask must be one of {', '.join(get_args(Mask))}, got {mask!r}")
-    if padding is not None and padding < 0:
-        raise ValueError(f"padding must be at least 0, got {padding}")
+    if padding is not None and (type(padding) is not int or padding < 0):
+        raise ValueError(f"padding must be an integer of at least 0, got {padding!r}")
     if not isinstance(cutoff, Tensor):
+        if not isinstance(cutoff, Real):
+            raise TypeError(f"cutoff must be a number or a tensor, got {cutoff!r}")
         if not 0 < cutoff <= HIGHEST_CUTOFF:
             raise ValueError(f"cutoff must be above 0 and at most {HIGHEST_CUTOFF}, got {cutoff}")
         return

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..memory_format import in_format_of
 from ..operand_rules import check_tensors
 
 HIGHEST_CUTOFF = 1.42
@@ -62,24 +64,26 @@ def mirror(x: Tensor, above: int, below: int, left: int, right: int) -> Tensor:
     """Continue a map beyond its borders, as `mirrored` numbers its pixels."""
     height, width = x.shape[2:]
     # Torch's own padding is several times as fast on a CPU; on a GPU its gradient does not repeat bit for bit.
-    fixed = isinstance(height, int) and isinstance(width, int)  # an export may leave them open
+    fixed = not is_open(height) and not is_open(width)
     if x.is_cpu and fixed and max(above, below) < height and max(left, right) < width:
         return F.pad(x, (left, right, above, below), mode="reflect")
     x = x.index_select(2, mirrored(height, above, below, x.device))
     return x.index_select(3, mirrored(width, left, right, x.device))
 
 
-def in_format_of(x: Tensor, value: Tensor) -> Tensor:
-    """Lay a map out as `x` is, channels last or first."""
-    if x.is_contiguous() or not x.permute(0, 2, 3, 1).is_contiguous():
-        return value.contiguous()
-    return value.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+def is_open(size: int) -> bool:
+    """Whether a program that is compiled or exported leaves a size open, whatever it is in this call."""
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # which costs half a second to import
+
+    return not has_static_value(size)
 
 
 def empty_map(x: Tensor, height: int, width: int) -> Tensor:
     """Allocate a map of another size in the format of `x`."""
     batch, channels = x.shape[:2]
-    return in_format_of(x, x.new_empty(batch, height, width, channels).permute(0, 3, 1, 2))
+    return in_format_of(x.new_empty(batch, height, width, channels).permute(0, 3, 1, 2), x)
 
 
 def check_map(x: Tensor) -> None:
@@ -93,12 +97,14 @@ def check_map(x: Tensor) -> None:
 
 def check_bands(bands: Sequence[Tensor], size: Sequence[int]) -> None:
     """Raise unless these are the bands of a map of that size."""
-    if len(bands) != 4:
-        raise ValueError(f"bands must be the four (LL, LH, HL, HH), got {len(bands)}")
+    if not isinstance(bands, Sequence | Tensor) or len(bands) != 4:
+        got = len(bands) if isinstance(bands, Sequence | Tensor) else repr(bands)
+        raise ValueError(f"bands must be the four (LL, LH, HL, HH), got {got}")
     named: dict[str, Tensor] = dict(zip(("LL", "LH", "HL", "HH"), bands, strict=True))
     check_tensors(named, "LL")
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size must be a height and a width of at least 1, got {tuple(size)}")
+    sides = tuple(size) if isinstance(size, Sequence) else ()
+    if len(sides) != 2 or not all(isinstance(side, int | torch.SymInt) and side >= 1 for side in sides):
+        raise ValueError(f"size must be a height and a width of at least 1, got {size!r}")
     half = tuple((side + 1) // 2 for side in size)
     for name, band in named.items():
         if band.ndim != 4 or tuple(band.shape[2:]) != half:
@@ -117,12 +123,13 @@ def deviations(sigma: float | Sequence[float] | Tensor, channels: int) -> list[f
         if tuple(sigma.shape) not in ((), (channels,)):
             raise ValueError(f"sigma must be a number or (C,) = ({channels},), got shape {tuple(sigma.shape)}")
         values = sigma.double().reshape(-1).tolist()
-    elif isinstance(sigma, Sequence):
-        values = [float(value) for value in sigma]
-        if len(values) != channels:
-            raise ValueError(f"sigma must be a number or one for each of {channels} channels, got {len(values)}")
     else:
-        values = [float(sigma)]
+        numbers = list(sigma) if isinstance(sigma, Sequence) else [sigma]
+        if not all(isinstance(number, Real) for number in numbers):
+            raise TypeError(f"sigma must be a number, a sequence of numbers or a tensor, got {sigma!r}")
+        if isinstance(sigma, Sequence) and len(numbers) != channels:
+            raise ValueError(f"sigma must be a number or one for each of {channels} channels, got {len(numbers)}")
+        values = [float(number) for number in numbers]
     for value in values:
         if not 0 < value < math.inf:
             raise ValueError(f"sigma must be above 0 and finite, got {value}")

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..memory_format import in_format_of
 from ..operand_rules import compute_dtype, like
-from .operands import in_format_of, mirrored, radius_of, taps_of
+from .operands import mirrored, radius_of, taps_of
 
 
 def blur_split_reference(x: Tensor, sigma: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -34,7 +35,7 @@ def haar_split_reference(x: Tensor, repeat: bool = True) -> tuple[Tensor, Tensor
         right = first[1] + 1 < x.shape[3]
         b, c, d = b * right, c * below, d * below * right
     bands = (a + b + c + d) / 2, (a + b - c - d) / 2, (a - b + c - d) / 2, (a - b - c + d) / 2
-    ll, lh, hl, hh = (in_format_of(x, band.to(x.dtype)) for band in bands)
+    ll, lh, hl, hh = (in_format_of(band.to(x.dtype), x) for band in bands)
     return ll, lh, hl, hh
 
 
@@ -49,4 +50,4 @@ def haar_merge_reference(bands: Sequence[Tensor], size: Sequence[int], fold: boo
             beyond = x.narrow(axis, length, 1)
             x = torch.cat((x.narrow(axis, 0, length - 1), x.narrow(axis, length - 1, 1) + beyond), axis)
         x = x.narrow(axis, 0, length)
-    return in_format_of(bands[0], x.to(bands[0].dtype))
+    return in_format_of(x.to(bands[0].dtype), bands[0])

@@ -118,6 +118,25 @@ def test_one_transform_and_one_inverse(kind, size):
     assert [name.split("_")[-1] for name in count.transforms] == (["r2c", "c2r"] if kind == "fft" else [])
 
 
+@every_kind
+def test_vmap_keeps_calls_apart(kind):
+    x, split = normal((3, 2, 2, 7, 6), dtype=torch.float64), FreqSplit2d(2, kind=kind).double()
+    for calls in (x, x.transpose(2, 4).contiguous().transpose(2, 4)):
+        for got, wanted in zip(
+            torch.vmap(split)(calls)[:2], zip(*(split(each)[:2] for each in x), strict=True), strict=True
+        ):
+            torch.testing.assert_close(got, torch.stack(wanted), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["fft", "dct"])
+def test_however_low_a_fixed_cutoff_the_mean_passes(kind):
+    x = normal((1, 2, 8, 9))
+    low = FreqSplit2d(2, kind=kind, cutoff=1e-30, learnable=False)(x.abs()).low
+    assert low.isfinite().all()
+    constant = torch.full_like(x, 0.7)
+    torch.testing.assert_close(FreqSplit2d(2, kind=kind, cutoff=1e-30, learnable=False)(constant).low, constant)
+
+
 # What each kind computes
 
 
@@ -361,6 +380,15 @@ def test_an_export_form_takes_over_what_was_learned(kind):
     assert not split.eval().export_form(kind).training
 
 
+def test_the_dct_form_is_in_the_dtype_and_on_the_device_of_the_split_and_frozen_where_that_is():
+    split = FreqSplit2d(2, condition_channels=3).double().requires_grad_(False)
+    for parameter in split.export_form("dct").parameters():
+        assert parameter.dtype == torch.float64
+        assert not parameter.requires_grad
+    assert {p.device.type for p in split.to("meta").export_form("dct").parameters()} == {"meta"}
+    assert (split.kind, split.export_form("dct").kind) == ("fft", "dct")
+
+
 def test_the_dct_form_follows_the_condition():
     split = FreqSplit2d(2, condition_channels=3)
     with torch.no_grad():
@@ -395,6 +423,9 @@ def test_bad_arguments_raise():
     FreqSplit2d(4, cutoff=1.42, learnable=False)(normal((1, 4, 3, 3)))
     with pytest.raises(ValueError, match="cutoff must be one number or 4, one for each channel, got 3"):
         FreqSplit2d(4, cutoff=[0.2, 0.3, 0.4])
+    for cutoff in ("0.25", None, torch.tensor([0.2, 0.3, 0.4, 0.5])):
+        with pytest.raises(TypeError, match="cutoff must be a number or a sequence of numbers, got"):
+            FreqSplit2d(4, cutoff=cutoff)
     for kind in ("blur", *PYRAMIDS):
         with pytest.raises(ValueError, match=f"learnable must be False for kind '{kind}' with mask 'gaussian'"):
             FreqSplit2d(4, kind=kind, learnable=True)
@@ -412,7 +443,7 @@ def test_bad_conditions_and_forms_raise():
         FreqSplit2d(4)(x, torch.zeros(2, 3))
     with pytest.raises(ValueError, match="condition must be a vector of 3 for each map, got None"):
         FreqSplit2d(4, condition_channels=3)(x)
-    for shape in [(2, 4), (2, 3, 1)]:
+    for shape in [(2, 4), (2, 3, 1), ()]:
         with pytest.raises(
             ValueError, match=rf"condition must be \(B, 3\), got shape \({', '.join(map(str, shape))}\)"
         ):
@@ -426,3 +457,17 @@ def test_bad_conditions_and_forms_raise():
             split.export_form("dct")
     with pytest.raises(ValueError, match="kind must be haar, avgpool or laplacian to have a pyramid, got 'fft'"):
         FreqSplit2d(4).merge_pyramid([x], (5, 5))
+
+
+def test_bands_that_are_no_pyramid_raise():
+    x = normal((1, 4, 5, 6))
+    with pytest.raises(ValueError, match=r"bands must be the four \(LL, LH, HL, HH\), got 1"):
+        FreqSplit2d(4, kind="haar").merge_pyramid([x], (5, 6))
+    for split, count in ((FreqSplit2d(4, kind="avgpool"), 2), (FreqSplit2d(4, kind="laplacian", levels=2), 3)):
+        bands = split(x).pyramid
+        with pytest.raises(ValueError, match=f"bands must be {count}, got 1"):
+            split.merge_pyramid(bands[:1], (5, 6))
+        with pytest.raises(ValueError, match=r"band 0 must be 6 x 6, got shape \(1, 4, 5, 6\)"):
+            split.merge_pyramid(bands, (6, 6))
+        with pytest.raises(ValueError, match=r"band 1 must be 3 x 3, got shape \(1, 4, 5, 6\)"):
+            split.merge_pyramid([bands[0], bands[0], *bands[2:]], (5, 6))

@@ -339,12 +339,52 @@ def test_cross_attention_keeps_the_memory_format(memory_format):
     assert all(b.is_contiguous(memory_format=memory_format) for b in FrequencyCrossAttention(4, 2)((x, x))[:2])
 
 
+# All of them
+
+
+BLOCKS = {
+    "FreqFuse": (FreqFuse(4), lambda block, x: block(x, parts(x))),
+    "FreqSep": (FreqSep(4), lambda block, x: block(x)),
+    "SpectralMix2d": (SpectralMix2d(4), lambda block, x: block(x)),
+    **{
+        f"HighPass {kind}": (HighPass(4, kind=kind), lambda block, x: block(x))
+        for kind in ("sobel", "laplacian", "learned")
+    },
+    "FrequencyCrossAttention": (
+        FrequencyCrossAttention(4, 2, window_size=3),
+        lambda block, x: torch.cat(block(parts(x))[:2], dim=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_vmap_keeps_calls_apart(name):
+    block, call = BLOCKS[name]
+    moved(block)
+    x = normal((3, 2, 4, 5, 6), dtype=torch.float64)
+    for calls in (x, x.movedim(2, 4).contiguous().movedim(4, 2)):
+        got = torch.vmap(lambda maps: call(block, maps))(calls)
+        torch.testing.assert_close(got, torch.stack([call(block, maps) for maps in x]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_no_maps_are_no_trouble(name):
+    block, call = BLOCKS[name]
+    x = torch.zeros(0, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    y = call(block.double(), x)
+    assert y.shape[0] == 0
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
 # Errors
 
 
 def test_bad_arguments_raise():
     with pytest.raises(ValueError, match="gate must be one of conv, got 'cross'"):
         FreqFuse(4, gate="cross")
+    with pytest.raises(TypeError, match="gate must be 'conv', a module or None, got 3"):
+        FreqFuse(4, gate=3)
     for gain in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match=f"max_gain must be above 0 and finite, got {gain}"):
             FreqFuse(4, max_gain=gain)
@@ -374,5 +414,10 @@ def test_bands_that_do_not_fit_raise():
             block(x, narrow)
         with pytest.raises(TypeError, match=r"takes floating-point bands, got high in torch\.int64"):
             block(x, x.long())
+    for bands, got in ((x, "Tensor"), ((x,), "tuple of 1"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"FreqFuse takes FreqBands, or low and high, got {got}"):
+            FreqFuse(4)(x, bands)
+        with pytest.raises(TypeError, match=f"FrequencyCrossAttention takes FreqBands, or low and high, got {got}"):
+            FrequencyCrossAttention(4, 2)(bands)
     with pytest.raises(ValueError, match=r"low must have the shape \(1, 4, 5, 5\), got \(1, 4, 3, 3\)"):
         FreqSep(4, structure=nn.Conv2d(4, 4, 3))(x)

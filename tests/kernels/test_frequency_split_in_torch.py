@@ -18,6 +18,7 @@ from claritycore.kernels.frequency_split import (
     frequency_split_bytes,
     gaussian_sigma,
     haar_split_flops,
+    op_fourier,
 )
 from tests.kernels.test_frequency_split import ALL, CPU, FORMATS, SPLITS, largest
 from tests.strategies import normal
@@ -114,14 +115,31 @@ def test_vmap_keeps_calls_apart(name):
 
 
 @pytest.mark.parametrize("name", ["gaussian", "learned", "blur", "haar"])
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_they_compile_in_one_graph(name, dynamic):
-    compiled = torch.compile(ALL[name], fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    for size in ((6, 9), (7, 12)):
-        x = normal((2, 3, *size)).requires_grad_()
-        for got, want in zip(compiled(x), ALL[name](x), strict=True):
-            assert largest(got - want) <= 1e-6
-            assert got.stride() == want.stride()
+def test_they_compile_in_one_graph(name):
+    compiled = torch.compile(ALL[name], fullgraph=True, backend="aot_eager", dynamic=False)
+    x = normal((2, 3, 6, 9)).requires_grad_()
+    for got, want in zip(compiled(x), ALL[name](x), strict=True):
+        assert largest(got - want) <= 1e-6
+        assert got.stride() == want.stride()
+
+
+@pytest.mark.parametrize("name", ["gaussian", "learned", "blur", "haar"])
+def test_one_graph_serves_every_size(name, monkeypatch):
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(ALL[name], fullgraph=True, backend=count, dynamic=True)
+    sizes = ((6, 9), (17, 12), (40, 31))
+    got = [compiled(normal((2, 3, *size))) for size in sizes]
+    monkeypatch.setattr(op_fourier, "smooth", lambda n: n)  # the one thing that differs: an open size is not rounded
+    for size, bands in zip(sizes, got, strict=True):
+        for one, want in zip(bands, ALL[name](normal((2, 3, *size))), strict=True):
+            assert largest(one - want) <= 1e-6
+            assert one.stride() == want.stride()
+    assert len(graphs) == 1
 
 
 X = torch.zeros(1, 2, 4, 4)
@@ -136,7 +154,12 @@ REFUSED = [
     (lambda: fft_split(X, torch.ones(3)), ValueError, r"cutoff must be a number or \(\), \(C,\) = \(2,\) or .* \(3,\)"),
     (lambda: fft_split(X, torch.ones(2, dtype=torch.int)), TypeError, "cutoff must be floating-point, got torch.int32"),
     (lambda: fft_split(X, 0.5, mask="box"), ValueError, "mask must be one of gaussian, butterworth, ideal, got 'box'"),
-    (lambda: fft_split(X, 0.5, padding=-1), ValueError, "padding must be at least 0, got -1"),
+    (lambda: fft_split(X, 0.5, padding=-1), ValueError, "padding must be an integer of at least 0, got -1"),
+    (lambda: fft_split(X, 0.5, padding=1.5), ValueError, "padding must be an integer of at least 0, got 1.5"),
+    (lambda: fft_split(X, [0.5, 0.5]), TypeError, r"cutoff must be a number or a tensor, got \[0.5, 0.5\]"),
+    (lambda: blur_split(X, "12"), TypeError, "sigma must be a number, a sequence of numbers or a tensor, got '12'"),
+    (lambda: blur_split(X, [1.0]), ValueError, "sigma must be a number or one for each of 2 channels, got 1"),
+    (lambda: blur_split(X, [1.0, 0.0]), ValueError, "sigma must be above 0 and finite, got 0.0"),
     (
         lambda: fft_split(X, torch.ones(2, requires_grad=True), mask="ideal"),
         *(ValueError, "cutoff of an ideal mask must not require a gradient"),
@@ -150,6 +173,9 @@ REFUSED = [
     (lambda: haar_merge(BANDS[:3], (4, 4)), ValueError, r"bands must be the four \(LL, LH, HL, HH\), got 3"),
     (lambda: haar_merge(BANDS, (4, 5)), ValueError, r"LL must be \(B, C, 2, 3\) for a map of 4 x 5, got shape"),
     (lambda: haar_merge(BANDS, (4, 0)), ValueError, r"size must be a height and a width of at least 1, got \(4, 0\)"),
+    (lambda: haar_merge(BANDS, 4), ValueError, "size must be a height and a width of at least 1, got 4"),
+    (lambda: haar_merge(BANDS, (4.0, 4.0)), ValueError, r"size must be a height and a width .*, got \(4.0, 4.0\)"),
+    (lambda: haar_merge(None, (4, 4)), ValueError, r"bands must be the four \(LL, LH, HL, HH\), got None"),
     (lambda: haar_merge([*BANDS[:3], BANDS[0].double()], (4, 4)), ValueError, "HH must have the shape and dtype of LL"),
     (lambda: gaussian_sigma(0.0), ValueError, "cutoff must be above 0, got 0.0"),
 ]
