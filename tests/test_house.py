@@ -48,7 +48,10 @@ WITHOUT_BENCHMARK = {
     "SelfEnsemble": "eight calls of the net",
     **dict.fromkeys(["diagnose", "flop_formulas", "fvcore_handles"], "tells, and computes nothing"),
     **dict.fromkeys(["selective_scan_reference", "selective_scan_2d_reference"], 'timed as backend="reference"'),
-    "depthwise_conv2d_reference": 'timed as backend="reference"',
+    **dict.fromkeys(
+        ["depthwise_conv2d_reference", "expert_mlp_reference", "route_top_k_reference"],
+        'timed as backend="reference"',
+    ),
     **dict.fromkeys(["Degraded", "Evaluation", "Preset", "Recipe", "TrainingSettings"], "only holds what is known"),
     **dict.fromkeys(["find_preset", "find_recipe", "list_recipes", "preset_names"], "looks a name up"),
     **dict.fromkeys(["register_recipe", "read_state", "TrainingStopped", "TrainingInterrupted"], "happens once a run"),
