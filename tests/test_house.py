@@ -39,7 +39,17 @@ WITHOUT_BENCHMARK = {
     **dict.fromkeys(["BlockSource", "CheckpointInfo", "MatchReport"], "only tells what was found"),
     **dict.fromkeys(["AutoConfig", "AutoModel", "BaseConfig", "RestorationNet"], "makes things once"),
     **dict.fromkeys(["list_models", "register_config", "register_presets", "Kernel"], "looks a name up"),
-    **dict.fromkeys(["Aux", "RestorationOutput", "Summary"], "only holds what others computed"),
+    **dict.fromkeys(["Aux", "RestorationOutput", "RouteResult", "Summary"], "only holds what others computed"),
+    **dict.fromkeys(
+        ["BiasBalance", "EntropyLoss", "ImportanceBalance", "RouterNoise", "RouterPolicy", "SwitchBalance", "ZLoss"],
+        "a few sums over the probabilities of a router",
+    ),
+    **dict.fromkeys(["Temperature", "WarmUp"], "a division, and a number that is looked at"),
+    **dict.fromkeys(
+        ["ArtifactExpert", "ConvExpert", "DeblurExpert", "DenoiseExpert", "Expert", "TextureExpert"],
+        "the time is that of a few convolutions",
+    ),
+    **dict.fromkeys(["AttentionExpert", "FrequencyExpert"], "the time is that of window_attention, and of products"),
     **dict.fromkeys(["Reparameterizable", "ReparameterizationReport"], "computes nothing in a forward pass"),
     "to_training_form": "runs once, before training goes on",
     "verify_reparameterization": "runs once, and times nothing itself",
@@ -82,7 +92,7 @@ def is_module(item: object) -> bool:
 BLOCKS = {
     name: getattr(blocks, name)
     for name in blocks.__all__
-    if is_module(getattr(blocks, name)) and getattr(blocks, name) is not blocks.Reparameterizable
+    if is_module(getattr(blocks, name)) and getattr(blocks, name) not in (blocks.Reparameterizable, blocks.Expert)
 }
 NET_CLASSES = {
     name: getattr(nets, name)
