@@ -30,7 +30,7 @@ def _logits(logits_ptr, tokens, EXPERTS: tl.constexpr, ROWS: tl.constexpr, BLOCK
 def _softmax_of_chosen(logits, chosen):
     """Return exponentials of the chosen logits, zero for others, and their sum."""
     most = tl.max(tl.where(chosen, logits, float("-inf")), axis=1)[:, None]
-    powers = tl.where(chosen, tl.exp(tl.where(chosen, logits, most) - most), 0.0)
+    powers = tl.where(chosen, tl.exp(tl.where(chosen, logits - most, 0.0)), 0.0)
     return powers, tl.sum(powers, axis=1)
 
 
@@ -74,7 +74,7 @@ def _route_backward_kernel(
     chosen = e < 0
     pulls = tl.zeros([ROWS, BLOCK], WIDE)
     for slot in tl.static_range(K):
-        pick = tl.load(indices_ptr + t * K + slot, mask=t < tokens, other=-1)[:, None]
+        pick = tl.load(indices_ptr + t * K + slot, mask=t < tokens, other=0)[:, None]
         pull = tl.load(grad_ptr + t * K + slot, mask=t < tokens, other=0.0).to(WIDE)[:, None]
         pulls = tl.where(e == pick, pull, pulls)
         chosen = chosen | (e == pick)
