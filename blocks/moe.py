@@ -51,7 +51,7 @@ class MoE2d(nn.Module):
     No region is dropped, however many go to one expert. On an image and in eval, all depends on that image alone.
 
     Where it is compiled, exported or on `meta`, the levels "window" and "image" compute every expert for everything and
-    mask: the same numbers, without the saving. So does an exported "token".
+    mask: the same numbers, without the saving; so does "token" as ONNX.
 
     Shape:
         - x: ``(B, C, H, W)``

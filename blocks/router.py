@@ -183,9 +183,7 @@ class TopKRouter(nn.Module):
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         k = self.num_experts if self.training and self.warming_up else self.k
-        # An exported program is to need nothing but plain operations.
-        backend = "reference" if torch.compiler.is_exporting() else "auto"
-        return route_top_k(logits, k, bias=self.bias, backend=backend)
+        return route_top_k(logits, k, bias=self.bias)
 
     def _losses(self, routed: Routed) -> dict[str, Tensor]:
         if self.bias_balance is not None:

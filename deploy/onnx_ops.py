@@ -61,6 +61,7 @@ def to_onnx(module: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: An
         }
     )
     table: dict[Callable[..., Any], Callable[..., Any]] = {
+        torch.ops.aten.sort.stable: _stable_sort,
         torch.ops.claritycore.depthwise_conv2d.default: _depthwise_conv2d,
         torch.ops.claritycore.selective_scan.default: _selective_scan,
     }
@@ -250,6 +251,12 @@ def _depthwise_conv2d(x: Any, weight: Any, bias: Any = None, activation: str | N
     elif activation == "silu":
         y = op.Mul(y, op.Sigmoid(y))
     return op.CastLike(y, x)
+
+
+def _stable_sort(x: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """Of equal numbers ONNX's TopK puts the first ones first, whichever way it sorts."""
+    length = op.Gather(op.Shape(x), _ints(dim))
+    return op.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
 
 def _by_step(x: Any, groups: int, each: int) -> Any:
