@@ -27,7 +27,7 @@ from tests.strategies import normal
 
 C, SIZE = 4, 4
 LEVELS = ["token", "window", "image"]
-SHAPE = (2, C, 9, 11)
+SHAPE = (2, C, 9, 14)
 
 
 def experts(level: str, number: int = 4) -> list[nn.Module]:
@@ -219,7 +219,7 @@ def test_pixels_at_level_token_may_come_in_any_order_once_they_are_prepared():
     with torch.no_grad():
         moe.prepare.weight.zero_()[..., 1, 1] = 1
     x = normal(SHAPE, dtype=torch.float64)
-    order = torch.randperm(99, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(126, generator=torch.Generator().manual_seed(0))
     shuffled = moe(x.flatten(2)[..., order].view_as(x))[0]
     torch.testing.assert_close(shuffled.flatten(2), moe(x)[0].flatten(2)[..., order], rtol=1e-12, atol=1e-12)
 
@@ -278,7 +278,7 @@ def test_regions_that_the_gate_leaves_alone_are_the_input_itself():
 def test_conditions_reach_the_router_by_region(level):
     moe = mixture(level, condition_channels=3)
     x = normal(SHAPE, dtype=torch.float64)
-    prompt, variance = normal((2, 2), dtype=torch.float64), normal((2, 1, 9, 11), dtype=torch.float64, seed=1)
+    prompt, variance = normal((2, 2), dtype=torch.float64), normal((2, 1, 9, 14), dtype=torch.float64, seed=1)
     route = moe(x, [prompt, variance])[1]
     seen = moe.prepare(x) if level == "token" else None
     if level == "token":
@@ -400,5 +400,5 @@ def test_an_expert_that_changes_the_shape_is_refused():
 
 def test_conditions_of_another_size_are_refused():
     moe = mixture("window", condition_channels=1)
-    with pytest.raises(ValueError, match=r"^conditions that are maps must be .*, \(9, 11\), got \(3, 3\)$"):
+    with pytest.raises(ValueError, match=r"^conditions that are maps must be .*, \(9, 14\), got \(3, 3\)$"):
         moe(normal(SHAPE, dtype=torch.float64), [torch.zeros(2, 1, 3, 3)])

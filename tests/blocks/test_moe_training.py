@@ -1,5 +1,6 @@
 """A mixture in training: activations computed anew, several processes, and experts that stay alive."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -148,3 +149,15 @@ def test_balancing_keeps_all_experts_alive(policies):
     assert entropy > 0.85
     assert violation < 0.7
     assert dead == 0
+
+
+def test_the_picture_of_choices_is_drawn(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib").use("Agg")
+    place = Path(__file__).parents[2] / "examples" / "expert_choice.py"
+    spec = importlib.util.spec_from_file_location("expert_choice", place)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    for name, value in {"SIDE": 48, "STEPS": 1}.items():
+        monkeypatch.setattr(example, name, value)
+    example.draw(tmp_path / "docs" / "choice.png")
+    assert (tmp_path / "docs" / "choice.png").read_bytes().startswith(b"\x89PNG")

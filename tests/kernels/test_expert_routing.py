@@ -7,12 +7,14 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from claritycore.kernels import expert_mlp, expert_mlp_reference
-from tests.kernels.test_selective_scan import CPU, assert_close, error
+from claritycore.kernels import expert_mlp, expert_mlp_reference, route_top_k, route_top_k_reference
+from claritycore.kernels.expert_routing import fallback, group_by_expert
+from tests.kernels.test_selective_scan import CPU, GRADIENT_ERROR, OUTPUT_ERROR, assert_close, error
 
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu")
 TENSORS = ("x", "weights", "w1", "b1", "w2", "b2")
