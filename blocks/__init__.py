@@ -2,12 +2,16 @@
 
 from .channel_attention import ChannelAttention, TransposedAttention
 from .deformable_attention import DeformableAttention2d
+from .experts import ConvExpert, DetailExpert, Expert, PointwiseExpert, TextureExpert
+from .experts_restoration import ArtifactExpert, DeblurExpert, DenoiseExpert
+from .experts_windowed import AttentionExpert, FrequencyExpert
 from .ffn import ConvGate, GatedFFN, NAFBlock
 from .frequency import FreqBands, FreqSplit2d
 from .frequency_attention import FrequencyCrossAttention
 from .frequency_fusion import FreqFuse, FreqSep
 from .frequency_mixing import HighPass, SpectralMix2d
 from .hybrid_attention import GridAttention, HybridAttention
+from .moe import MoE2d
 from .multi_scale import MSGDown, MSGUp, OverlapPatchEmbed, SkipFusion
 from .norm import LayerNorm2d, RMSNorm2d
 from .plk import DoubleConvChannelMixer, ElementwiseAttention, PartialLargeKernelConv, PLKBlock
@@ -21,6 +25,19 @@ from .reparam import (
     verify_reparameterization,
 )
 from .resample import BicubicUp, DySample, PixelShuffleUp
+from .route_result import RouteResult
+from .router import TopKRouter
+from .router_policies import (
+    BiasBalance,
+    EntropyLoss,
+    ImportanceBalance,
+    RouterNoise,
+    RouterPolicy,
+    SwitchBalance,
+    Temperature,
+    WarmUp,
+    ZLoss,
+)
 from .rrdb import RRDB, ResidualDenseBlock
 from .selective_scan import SelectiveScan2d, SSMGlobalMixer
 from .span import SPAB
@@ -31,45 +48,67 @@ __all__ = [
     "BLOCK_SOURCES",
     "RRDB",
     "SPAB",
+    "ArtifactExpert",
+    "AttentionExpert",
+    "BiasBalance",
     "BicubicUp",
     "BlockSource",
     "ChannelAttention",
     "ConvAttention",
+    "ConvExpert",
     "ConvGate",
+    "DeblurExpert",
     "DeformableAttention2d",
+    "DenoiseExpert",
+    "DetailExpert",
     "DoubleConvChannelMixer",
     "DySample",
     "ElementwiseAttention",
+    "EntropyLoss",
+    "Expert",
     "FreqBands",
     "FreqFuse",
     "FreqSep",
     "FreqSplit2d",
     "FrequencyCrossAttention",
+    "FrequencyExpert",
     "GatedFFN",
     "GridAttention",
     "HighPass",
     "HybridAttention",
+    "ImportanceBalance",
     "LayerNorm2d",
     "MSGDown",
     "MSGUp",
+    "MoE2d",
     "NAFBlock",
     "OverlapPatchEmbed",
     "OverlappingCrossAttention",
     "PLKBlock",
     "PartialLargeKernelConv",
     "PixelShuffleUp",
+    "PointwiseExpert",
     "RMSNorm2d",
     "RepConv2d",
     "Reparameterizable",
     "ReparameterizationReport",
     "ResidualDenseBlock",
+    "RouteResult",
+    "RouterNoise",
+    "RouterPolicy",
     "SSMGlobalMixer",
     "SelectiveScan2d",
     "SkipFusion",
     "SpectralMix2d",
     "SwinBlock",
+    "SwitchBalance",
+    "Temperature",
+    "TextureExpert",
+    "TopKRouter",
     "TransposedAttention",
+    "WarmUp",
     "WindowAttention2d",
+    "ZLoss",
     "convert_block_state",
     "reparameterize_model",
     "to_training_form",

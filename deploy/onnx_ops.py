@@ -3,7 +3,9 @@
 A selective scan becomes ONNX's Scan, one step a turn, so that lengths, heights and widths may stay dynamic; it is
 computed in float32. A scan over images becomes one scan whose groups of channels are the directions. A depthwise
 convolution becomes Conv and its activation, in float32 too. Window attention becomes the gathers and the masked
-softmax of its reference; a blur becomes a padded Conv along each side, a Haar transform the sums of its reference.
+softmax of its reference; a blur becomes a padded Conv along each side, a Haar transform the sums of its reference. The
+choice of experts becomes that of its reference; the experts are all computed for all tokens, and masked: products of
+matrices are what every runtime is fast at, and numbers of tokens stay dynamic.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +17,9 @@ from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
 from torch import Tensor, nn
 
-from ..kernels.depthwise_conv2d.operands import LEAKY_SLOPE
+from ..kernels.depthwise_conv2d.operands import ACTIVATIONS, LEAKY_SLOPE
+from ..kernels.expert_routing.operands import Operands as ExpertOperands
+from ..kernels.expert_routing.reference import route_top_k_reference
 from ..kernels.frequency_split.operands import mirror, radius_of, taps_of
 from ..kernels.frequency_split.reference import haar_merge_reference, haar_split_reference
 from ..kernels.operand_rules import compute_dtype
@@ -48,13 +52,16 @@ def to_onnx(module: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: An
     program = program.run_decompositions(
         {
             torch.ops.claritycore.blur_split.default: _by_convolutions,
+            torch.ops.claritycore.expert_mlp.default: _by_all_experts,
             torch.ops.claritycore.haar_merge.default: _by_merging,
             torch.ops.claritycore.haar_split.default: _by_sums,
+            torch.ops.claritycore.route_top_k.default: _by_choosing,
             torch.ops.claritycore.selective_scan_2d.default: _by_one_scan,
             torch.ops.claritycore.window_attention.default: _by_gathers,
         }
     )
     table: dict[Callable[..., Any], Callable[..., Any]] = {
+        torch.ops.aten.sort.stable: _stable_sort,
         torch.ops.claritycore.depthwise_conv2d.default: _depthwise_conv2d,
         torch.ops.claritycore.selective_scan.default: _selective_scan,
     }
@@ -83,6 +90,24 @@ def _by_sums(x: Tensor, repeat: bool, form: str) -> tuple[Tensor, Tensor, Tensor
 def _by_merging(ll: Tensor, lh: Tensor, hl: Tensor, hh: Tensor, size: Sequence[int], fold: bool, form: str) -> Tensor:
     """Write `claritycore::haar_merge` by its reference."""
     return haar_merge_reference((ll, lh, hl, hh), size, fold)
+
+
+def _by_choosing(logits: Tensor, bias: Tensor | None, k: int, form: str) -> tuple[Tensor, Tensor]:
+    """Write `claritycore::route_top_k` by its reference."""
+    return route_top_k_reference(logits, k, bias)
+
+
+def _by_all_experts(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Write `claritycore::expert_mlp` as products of all tokens with each expert; no groups are formed."""
+    x, activation = ExpertOperands(*inputs[:-2]), inputs[-2]
+    tokens, weights, w1, b1, w2, b2 = (v.to(x.dtype) for v in x.differentiable.values())
+    y = torch.zeros_like(tokens)
+    for e in range(len(w1)):
+        chosen = x.indices == e
+        gate = torch.where(chosen, weights, 0).sum(1, keepdim=True)
+        expert = ACTIVATIONS[activation](tokens @ w1[e].T + b1[e]) @ w2[e].T + b2[e]
+        y = y + torch.where(chosen.any(1, keepdim=True), gate * expert, 0)
+    return y.to(x.x.dtype), x.indices.new_empty(x.indices.numel()), x.indices.new_empty(len(w1) + 1)
 
 
 def _by_gathers(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -226,6 +251,12 @@ def _depthwise_conv2d(x: Any, weight: Any, bias: Any = None, activation: str | N
     elif activation == "silu":
         y = op.Mul(y, op.Sigmoid(y))
     return op.CastLike(y, x)
+
+
+def _stable_sort(x: Any, *, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """Of equal numbers ONNX's TopK puts the first ones first, whichever way it sorts."""
+    length = op.Gather(op.Shape(x), _ints(dim))
+    return op.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
 
 def _by_step(x: Any, groups: int, each: int) -> Any:

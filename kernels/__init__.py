@@ -3,6 +3,8 @@
 from .depthwise_conv2d import KERNEL as _depthwise_conv2d
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from .dispatch import Backend, Kernel
+from .expert_routing import KERNEL as _expert_routing
+from .expert_routing import expert_mlp, expert_mlp_reference, route_top_k, route_top_k_reference
 from .frequency_split import KERNEL as _frequency_split
 from .frequency_split import blur_split, fft_split, gaussian_sigma, haar_merge, haar_split
 from .selective_scan import KERNEL as _selective_scan
@@ -13,7 +15,14 @@ from .window_attention import KERNEL as _window_attention
 from .window_attention import overlapping_window_attention, window_attention
 
 # Every kernel, for `claritycore doctor`.
-KERNELS = (_depthwise_conv2d, _frequency_split, _selective_scan, _selective_scan_2d, _window_attention)
+KERNELS = (
+    _depthwise_conv2d,
+    _expert_routing,
+    _frequency_split,
+    _selective_scan,
+    _selective_scan_2d,
+    _window_attention,
+)
 
 __all__ = [
     "KERNELS",
@@ -22,11 +31,15 @@ __all__ = [
     "blur_split",
     "depthwise_conv2d",
     "depthwise_conv2d_reference",
+    "expert_mlp",
+    "expert_mlp_reference",
     "fft_split",
     "gaussian_sigma",
     "haar_merge",
     "haar_split",
     "overlapping_window_attention",
+    "route_top_k",
+    "route_top_k_reference",
     "selective_scan",
     "selective_scan_2d",
     "selective_scan_2d_reference",

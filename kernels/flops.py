@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from .depthwise_conv2d import depthwise_conv2d_flops
+from .expert_routing import expert_mlp_flops, route_top_k_flops
+from .expert_routing.operands import DIFFERENTIABLE
 from .frequency_split import blur_split_flops, haar_split_flops
 from .selective_scan import selective_scan_flops
 from .selective_scan_2d import selective_scan_2d_flops
@@ -90,6 +92,30 @@ def windows_backward(*inputs: Any, **_: Any) -> int:
     return windows(*operands, *layout) * 5 // 2
 
 
+def route(logits: Shape, bias: Shape | None, k: int, *_: Any, **__: Any) -> int:
+    """`claritycore::route_top_k`: a softmax, and k comparisons a logit."""
+    tokens, experts = logits
+    return route_top_k_flops(tokens, experts, k)
+
+
+def route_backward(logits: Shape, indices: Shape, *_: Any, **__: Any) -> int:
+    """Backward of `claritycore::route_top_k`: as much as its softmax."""
+    return route(logits, None, 0)
+
+
+def experts(x: Shape, weights: Shape, indices: Shape, w1: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::expert_mlp`: two products of matrices, for the experts of each token as if none were skipped."""
+    tokens, channels = x
+    return expert_mlp_flops(tokens, channels, w1[1], indices[1])
+
+
+def experts_backward(x: Shape, weights: Shape, indices: Shape, w1: Shape, *inputs: Any, **_: Any) -> int:
+    """Backward of `claritycore::expert_mlp`: the first layer again, and a product for each gradient that takes one."""
+    needed = dict(zip(DIFFERENTIABLE, inputs[-2], strict=True))
+    of_hidden = any(needed[name] for name in ("x", "weights", "w1", "b1"))
+    return experts(x, weights, indices, w1) // 2 * (1 + of_hidden + needed["x"] + needed["w1"] + needed["w2"])
+
+
 def kernel_flops() -> dict[Any, Formula]:
     """The table, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`: a kernel adds a row or two.
 
@@ -102,8 +128,12 @@ def kernel_flops() -> dict[Any, Formula]:
         ours.depthwise_conv2d_backward: depthwise_backward,
         ours.blur_split: blur,
         ours.blur_split_adjoint: blur,
+        ours.expert_mlp: experts,
+        ours.expert_mlp_backward: experts_backward,
         ours.haar_split: haar,
         ours.haar_merge: haar_back,
+        ours.route_top_k: route,
+        ours.route_top_k_backward: route_backward,
         ours.selective_scan: scan,
         ours.selective_scan_backward: scan_backward,
         ours.selective_scan_2d: scan_2d,

@@ -30,24 +30,29 @@ def check_device(name: str, value: Tensor, first: str, other: Tensor) -> None:
         raise ValueError(f"{name} must be on the device of {first}, {other.device}, got {value.device}")
 
 
-def narrow(operands: Mapping[str, Tensor | None], varying: Sequence[str], dtype: torch.dtype) -> list[Tensor | None]:
-    """Cast what varies over time or pixels, unless it is float64; what has two axes is constant."""
+def narrow(
+    operands: Mapping[str, Tensor | None], varying: Sequence[str], dtype: torch.dtype, constant_axes: int = 2
+) -> list[Tensor | None]:
+    """Cast what varies over time or pixels, unless it is float64; what has so few axes is constant."""
     return [
-        x if x is None or name not in varying or x.ndim <= 2 or x.dtype == torch.float64 else x.to(dtype)
+        x if x is None or name not in varying or x.ndim <= constant_axes or x.dtype == torch.float64 else x.to(dtype)
         for name, x in operands.items()
     ]
 
 
 def under_autocast(
-    operands: Mapping[str, Tensor | None], varying: Sequence[str], device: torch.device
+    operands: Mapping[str, Tensor | None], varying: Sequence[str], device: torch.device, constant_axes: int = 2
 ) -> dict[str, Any]:
     """Do for a form that is no operator what `register_autocast` does for operators."""
     if not torch.is_autocast_enabled(device.type):
         return dict(operands)
-    return dict(zip(operands, narrow(operands, varying, torch.get_autocast_dtype(device.type)), strict=True))
+    dtype = torch.get_autocast_dtype(device.type)
+    return dict(zip(operands, narrow(operands, varying, dtype, constant_axes), strict=True))
 
 
-def register_autocast(name: str, op: Callable[..., Any], operands: Sequence[str], varying: Sequence[str]) -> None:
+def register_autocast(
+    name: str, op: Callable[..., Any], operands: Sequence[str], varying: Sequence[str], constant_axes: int = 2
+) -> None:
     """Cast what varies over time or pixels to the dtype of autocast; parameters and states stay, as does float64.
 
     Args:
@@ -55,6 +60,7 @@ def register_autocast(name: str, op: Callable[..., Any], operands: Sequence[str]
         op: the op itself.
         operands: the names of its first arguments.
         varying: which of them may be cast.
+        constant_axes: what has no more axes than these does not vary.
     """
 
     def register(device_type: str, key: str) -> None:
@@ -62,7 +68,7 @@ def register_autocast(name: str, op: Callable[..., Any], operands: Sequence[str]
         def _(*inputs: Any) -> Any:
             dtype = torch.get_autocast_dtype(device_type)
             count = len(operands)
-            cast = narrow(dict(zip(operands, inputs[:count], strict=True)), varying, dtype)
+            cast = narrow(dict(zip(operands, inputs[:count], strict=True)), varying, dtype, constant_axes)
             with torch.autocast(device_type, enabled=False):
                 return op(*cast, *inputs[count:])
 

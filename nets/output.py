@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..blocks import RouteResult
+
 
 @dataclass
 class Aux:
@@ -20,6 +22,18 @@ class Aux:
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
+
+    def add_route(self, name: str, route: RouteResult) -> None:
+        """Take in the losses and the statistics of a router, under its name in the net.
+
+        >>> aux = Aux()
+        >>> route = RouteResult(torch.zeros(3, 1).long(), torch.ones(3, 1), torch.full((3, 2), 0.5), (1, 1, 3))
+        >>> aux.add_route("body.0", route)
+        >>> aux.statistics["body.0.dead_experts"]
+        tensor(1)
+        """
+        self.losses.update({f"{name}.{key}": value for key, value in route.losses.items()})
+        self.statistics.update({f"{name}.{key}": value for key, value in route.statistics().items()})
 
     def total(self) -> Tensor:
         """Sum of all losses; zero where there are none.

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from claritycore import blocks, nets
+from claritycore.blocks.memory_format import memory_format_of
 
 Shape = tuple[int, ...]
 
@@ -106,6 +107,26 @@ class FrequencyCrossAttentionOfOne(blocks.FrequencyCrossAttention):
     def forward(self, x):
         bands = super().forward((x, x.square()))
         return torch.cat([bands.low, bands.high], dim=1)
+
+
+class MoEOfOne(blocks.MoE2d):
+    """The map alone, without where its regions went."""
+
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+class ProbabilitiesOfOne(blocks.TopKRouter):
+    """The probabilities of the experts as a map."""
+
+    def forward(self, x):
+        route = super().forward(x)
+        return (
+            route.probabilities.view(*route.grid, self.num_experts)
+            .permute(0, 3, 1, 2)
+            .to(x.dtype)
+            .contiguous(memory_format=memory_format_of(x))
+        )
 
 
 # By class, and after a blank by form where a class has several.
@@ -276,6 +297,31 @@ CONTRACTS: dict[str, Contract] = {
     "HighPass learned": Contract(lambda c: HighPassAndOne(c, kind="learned", kernel_size=5), both_bands, pixels=2),
     "FrequencyCrossAttention": Contract(
         lambda c: louder(FrequencyCrossAttentionOfOne(c, c // 2, window_size=3, shift=1), 3), both_bands, **ATTENTION
+    ),
+    "PointwiseExpert": Contract(blocks.PointwiseExpert),
+    "ConvExpert": Contract(lambda c: blocks.ConvExpert(c, kernel_size=5)),
+    "DetailExpert": Contract(blocks.DetailExpert),
+    "TextureExpert": Contract(blocks.TextureExpert),
+    "DeblurExpert": Contract(lambda c: blocks.DeblurExpert(c, kernel_size=3)),
+    "DenoiseExpert": Contract(lambda c: blocks.DenoiseExpert(c, kernel_size=3), pixels=2),
+    "ArtifactExpert": Contract(blocks.ArtifactExpert),
+    "AttentionExpert": Contract(
+        lambda c: louder(blocks.AttentionExpert(c, c // 2, window_size=2), 3), channels=(4, 8), pixels=5
+    ),
+    "FrequencyExpert": Contract(lambda c: blocks.FrequencyExpert(c, window_size=2), stride=2, pixels=2),
+    "TopKRouter": Contract(
+        lambda c: ProbabilitiesOfOne(c, 3), lambda shape: (shape[0], 3, *shape[2:]), channels=(2, 4)
+    ),
+    # Every expert for every region: at near ties rounding decides on the choice.
+    "MoE2d": Contract(lambda c: MoEOfOne(c, [blocks.PointwiseExpert(c) for _ in range(2)])),
+    "MoE2d window": Contract(
+        lambda c: MoEOfOne(
+            c, [blocks.DetailExpert(c), blocks.ConvExpert(c, kernel_size=3)], level="window", window_size=2
+        ),
+        stride=2,
+    ),
+    "MoE2d image": Contract(
+        lambda c: MoEOfOne(c, [blocks.TextureExpert(c), blocks.PointwiseExpert(c)], level="image"), tile_safe=False
     ),
     "SelectiveScan2d": Contract(lambda c: blocks.SelectiveScan2d(c, d_state=4), tile_safe=False, pixels=2),
     "SSMGlobalMixer": Contract(lambda c: blocks.SSMGlobalMixer(c, d_state=4, gate=0.5), tile_safe=False, pixels=2),

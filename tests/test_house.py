@@ -39,7 +39,17 @@ WITHOUT_BENCHMARK = {
     **dict.fromkeys(["BlockSource", "CheckpointInfo", "MatchReport"], "only tells what was found"),
     **dict.fromkeys(["AutoConfig", "AutoModel", "BaseConfig", "RestorationNet"], "makes things once"),
     **dict.fromkeys(["list_models", "register_config", "register_presets", "Kernel"], "looks a name up"),
-    **dict.fromkeys(["Aux", "RestorationOutput", "Summary"], "only holds what others computed"),
+    **dict.fromkeys(["Aux", "RestorationOutput", "RouteResult", "Summary"], "only holds what others computed"),
+    **dict.fromkeys(
+        ["BiasBalance", "EntropyLoss", "ImportanceBalance", "RouterNoise", "RouterPolicy", "SwitchBalance", "ZLoss"],
+        "a few sums over the probabilities of a router",
+    ),
+    **dict.fromkeys(["Temperature", "WarmUp"], "a division, and a number that is looked at"),
+    **dict.fromkeys(
+        ["ArtifactExpert", "ConvExpert", "DeblurExpert", "DenoiseExpert", "Expert", "TextureExpert"],
+        "the time is that of a few convolutions",
+    ),
+    **dict.fromkeys(["AttentionExpert", "FrequencyExpert"], "the time is that of window_attention, and of products"),
     **dict.fromkeys(["Reparameterizable", "ReparameterizationReport"], "computes nothing in a forward pass"),
     "to_training_form": "runs once, before training goes on",
     "verify_reparameterization": "runs once, and times nothing itself",
@@ -48,7 +58,10 @@ WITHOUT_BENCHMARK = {
     "SelfEnsemble": "eight calls of the net",
     **dict.fromkeys(["diagnose", "flop_formulas", "fvcore_handles"], "tells, and computes nothing"),
     **dict.fromkeys(["selective_scan_reference", "selective_scan_2d_reference"], 'timed as backend="reference"'),
-    "depthwise_conv2d_reference": 'timed as backend="reference"',
+    **dict.fromkeys(
+        ["depthwise_conv2d_reference", "expert_mlp_reference", "route_top_k_reference"],
+        'timed as backend="reference"',
+    ),
     **dict.fromkeys(["Degraded", "Evaluation", "Preset", "Recipe", "TrainingSettings"], "only holds what is known"),
     **dict.fromkeys(["find_preset", "find_recipe", "list_recipes", "preset_names"], "looks a name up"),
     **dict.fromkeys(["register_recipe", "read_state", "TrainingStopped", "TrainingInterrupted"], "happens once a run"),
@@ -79,7 +92,7 @@ def is_module(item: object) -> bool:
 BLOCKS = {
     name: getattr(blocks, name)
     for name in blocks.__all__
-    if is_module(getattr(blocks, name)) and getattr(blocks, name) is not blocks.Reparameterizable
+    if is_module(getattr(blocks, name)) and getattr(blocks, name) not in (blocks.Reparameterizable, blocks.Expert)
 }
 NET_CLASSES = {
     name: getattr(nets, name)

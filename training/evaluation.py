@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .frechet import FeatureSums, frechet_distance
+from .routing import Routing, add_routing, routing_figures
 
 PATCH_FID = "patch_fid"
-DECIMALS = {"ssim": 4, "input_ssim": 4, "lpips": 4}
+DECIMALS = {"ssim": 4, "input_ssim": 4, "lpips": 4, "dead_experts": 0}
 
 # By recipe, the features of the restored and of the original patches.
 Seen = dict[str, tuple[FeatureSums, FeatureSums]]
@@ -46,6 +47,7 @@ class Evaluation:
     Args:
         rows: recipe by recipe, in the order of the images.
         seen: by recipe, what the Inception network sees in the patches of the restored and of the original images.
+        routed: by recipe, what the routers of the net did, where it has some.
 
     >>> rows = [Row(0, "a.png", "clean", 4, {"psnr": 30.0}, {}), Row(1, "b.png", "clean", 4, {"psnr": 33.0}, {})]
     >>> print(Evaluation(tuple(rows)))
@@ -57,6 +59,7 @@ class Evaluation:
 
     rows: tuple[Row, ...]
     seen: Seen = field(default_factory=dict)
+    routed: Routing = field(default_factory=dict)
 
     @property
     def recipes(self) -> list[str]:
@@ -76,6 +79,7 @@ class Evaluation:
             found[recipe] = {name: math.fsum(row.figures[name] for row in rows) / len(rows) for name in rows[0].figures}
             if recipe in self.seen:
                 found[recipe][PATCH_FID] = frechet_distance(*self.seen[recipe])
+            found[recipe] |= routing_figures(self.routed.get(recipe, {}))
         return found
 
     @staticmethod
@@ -97,10 +101,13 @@ class Evaluation:
             raise ValueError("evaluations of different images can be merged: one of these was measured twice")
         order = {recipe: place for place, recipe in enumerate(dict.fromkeys(row.recipe for row in rows))}
         seen: Seen = {}
+        routed: Routing = {}
         for part in parts:
             for recipe, (restored, original) in part.seen.items():
                 add_seen(seen, recipe, restored, original)
-        return Evaluation(tuple(sorted(rows, key=lambda row: (order[row.recipe], row.number))), seen)
+            for recipe, sums in part.routed.items():
+                add_routing(routed, recipe, sums)
+        return Evaluation(tuple(sorted(rows, key=lambda row: (order[row.recipe], row.number))), seen, routed)
 
     def write_csv(self, path: str | PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the table to a file, figures in full and with the numbers drawn; it appears whole or not at all.

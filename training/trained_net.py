@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..nets import AutoModel, BaseConfig, RestorationNet, RestorationOutput, freeze, load_matching
 from .average import Average
 from .engine import checkpoint_blocks, make_optimizer
+from .routing import step_routers
 from .run_files import RunState
 from .settings import TrainingSettings
 from .sharding import shard_like, take_up_optimizer, whole_optimizer_state, whole_state
@@ -63,6 +64,7 @@ class TrainedNet:
     def step(self, step: int) -> None:
         """Change the weights by their gradients, and the average by the weights."""
         self.optimizer.step()
+        step_routers(self.plain)
         if self.average is not None:
             self.average.update(self.plain, step)
 

@@ -18,6 +18,7 @@ from .degradations import Recipe, degrade, find_recipe
 from .evaluation import Evaluation, Row, Seen, add_seen
 from .frechet import patch_features, patch_places
 from .pyramid import low_pass
+from .routing import Routing, add_routing, watched_routers
 
 # What is left after so many halvings is called low-frequency: nothing finer than about 16 pixels.
 LF_LEVELS = 3
@@ -88,6 +89,8 @@ def evaluate(
     - ``patch_fid``, if `inception` is given, of each recipe: the Frechet inception distance between the patches of
       256 x 256 pixels of all restored and all original images. Its bias grows as their number falls, so that
       it can be compared for the same images only.
+    - ``router_entropy``, ``router_utilisation`` and ``dead_experts``, of nets with routers (`TopKRouter`), over all
+      images: how undecided they are, how evenly they use their experts, and how many of these get next to nothing.
 
     Args:
         net: any net that enlarges by a whole factor; images move to the device of its parameters.
@@ -131,12 +134,15 @@ def evaluate(
     device = next(net.parameters(), torch.empty(0)).device
     rows: list[Row] = []
     seen: Seen = {}
-    with torch.no_grad():
+    routed: Routing = {}
+    with torch.no_grad(), watched_routers(net) as routing:
         for number in numbers:
             clean = cropped(images[number], scale).to(device)
             for recipe, image, drawn in inputs.of(clean, number):
                 name = images.paths[number].relative_to(images.folder).as_posix()
                 restored = _restored(net, image, name, tile)
+                add_routing(routed, recipe, routing)
+                routing.clear()
                 if restored.shape != clean.shape:
                     raise ValueError(f"{type(net).__name__} must enlarge by the scale that it states, {scale}")
                 rows.append(Row(number, name, recipe, scale, protocol.figures(restored, image, clean), drawn))
@@ -145,7 +151,7 @@ def evaluate(
                     add_seen(seen, recipe, sums[0], sums[1])
                 if progress:
                     progress(len(rows), len(numbers) * len(inputs.labels))
-    return Evaluation.merge([Evaluation(tuple(rows), seen)])
+    return Evaluation.merge([Evaluation(tuple(rows), seen, routed)])
 
 
 class _Inputs:

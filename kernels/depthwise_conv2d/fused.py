@@ -61,6 +61,10 @@ def _slope(z, ACTIVATION: tl.constexpr):
     if ACTIVATION == "gelu":
         density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
         return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * density
+    elif ACTIVATION == "relu":
+        return tl.where(z > 0.0, 1.0, 0.0)
+    elif ACTIVATION == "leaky_relu":
+        return tl.where(z > 0.0, 1.0, 0.2)
     else:
         tl.static_assert(ACTIVATION == "silu")
         gate = 1.0 / (1.0 + tl.exp(-z))

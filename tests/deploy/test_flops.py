@@ -19,6 +19,10 @@ ATTENTION = ([(B, 2, L, C), (B, 2, H, C), (B, 2, H, N)], {}, 2 * B * 2 * L * H *
 WINDOWS = (2, 3), (2, 3), (1, 0), (1, 1), 2, 1.0, False, False
 PAIRS = (1 + 4 + 4) * (9 + 9 + 1)
 TABLE, TOKENS, RESULTS = (15, 2), (B, 3, 2 * C), [(B, H, W, C), (0,), (B, H, W, C)]
+T, E, HIDDEN = 13, 4, 10
+EXPERTS = [(T, C), (T, 2), (T, 2), (E, HIDDEN, C), (E, HIDDEN), (E, C, HIDDEN), (E, C)]
+GROUPS = [(2 * T,), (E + 1,), (T, C), "gelu"]
+PRODUCT = 2 * (2 * T) * C * HIDDEN
 CLOSED_FORMS = {
     "aten::scaled_dot_product_attention": [ATTENTION],
     "aten::_scaled_dot_product_flash_attention_for_cpu": [ATTENTION],
@@ -39,6 +43,14 @@ CLOSED_FORMS = {
         ([MAP, TAPS, (C,), None, MAP, None, (False, True, True), "torch"], {}, 2 * B * C * H * W * 15),
         ([MAP, TAPS, (C,), MAP, MAP, "relu", (True, True, True), "torch"], {}, 2 * 2 * B * C * H * W * 15),
         ([MAP, TAPS, (C,), None, MAP, "gelu", (True, True, True), "torch"], {}, 3 * 2 * B * C * H * W * 15),
+    ],
+    "claritycore::route_top_k": [([(T, E), None, 2, "torch"], {}, (4 + 2) * T * E)],
+    "claritycore::route_top_k_backward": [([(T, E), (T, 2), (T, 2), "torch"], {}, 4 * T * E)],
+    "claritycore::expert_mlp": [([*EXPERTS, "gelu", "torch"], {}, 2 * PRODUCT)],
+    "claritycore::expert_mlp_backward": [
+        ([*EXPERTS, *GROUPS, (True,) * 6, "torch"], {}, 5 * PRODUCT),
+        ([*EXPERTS, *GROUPS, (False, True, True, True, True, True), "torch"], {}, 4 * PRODUCT),
+        ([*EXPERTS, *GROUPS, (False, False, False, False, True, True), "torch"], {}, 2 * PRODUCT),
     ],
     "claritycore::selective_scan": [(SCAN, {}, 9 * B * C * L * N)],
     "claritycore::selective_scan_backward": [(SCAN, {}, 22 * B * C * L * N)],

@@ -93,9 +93,16 @@ def forward_mode_calls():
     x = torch.randn(1, 6, 4, 5)
     weight, table, u, A = torch.randn(6, 1, 3, 3), torch.randn(9, 2), torch.randn(1, 2, 5), -torch.rand(2, 3)
     B = torch.randn(1, 3, 5)
+    w1 = torch.randn(3, 4, 3)
     pixels, B2 = torch.randn(1, 4, 5, 2), torch.randn(1, 1, 4, 5, 3)
     return {
         "depthwise_conv2d": (x, lambda x, **how: kernels.depthwise_conv2d(x, weight, **how)),
+        "expert_routing": (
+            A,
+            lambda x, **how: kernels.expert_mlp(
+                x, *(v.detach() for v in kernels.route_top_k(-x.detach(), 2)), w1, w1[..., 0], w1.mT, w1[:, 0], **how
+            ),
+        ),
         "frequency_split": (x, lambda x, **how: kernels.blur_split(x, 1.0, **how)[1]),
         "selective_scan": (u, lambda u, **how: kernels.selective_scan(u, torch.rand(1, 2, 5), A, B, B, **how)),
         "selective_scan_2d": (

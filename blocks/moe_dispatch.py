@@ -1,0 +1,176 @@
+"""Taking regions to their experts and back: to those alone that were chosen for each, or to all of them, masked."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from .experts import Expert, cut
+from .precision import at_least_float32
+
+Run = Callable[[nn.Module, Tensor], Tensor]
+
+EPS = 1e-5
+
+
+class Assignment(NamedTuple):
+    """Which experts a region goes to, and by how much their outputs count: T regions, m experts each.
+
+    Args:
+        indices: ``(T, m)``.
+        weights: ``(T, m)``.
+        grid: images, rows and columns of regions.
+        regions: where the T are not all regions of the grid, their places in it.
+
+    >>> Assignment(torch.tensor([[1]]), torch.tensor([[0.5]]), (1, 1, 3), torch.tensor([2])).table(2)
+    tensor([[0.0000, 0.0000],
+            [0.0000, 0.0000],
+            [0.0000, 0.5000]])
+    """
+
+    indices: Tensor
+    weights: Tensor
+    grid: tuple[int, int, int]
+    regions: Tensor | None
+
+    def table(self, num_experts: int) -> Tensor:
+        """The weight of every expert for every region of the grid, 0 where it was not chosen: (B h w, E)."""
+        spread = self.weights.new_zeros(self.weights.shape[0], num_experts).scatter(1, self.indices, self.weights)
+        return self.onto_grid(spread)
+
+    def chosen(self, num_experts: int) -> Tensor:
+        """Whether it was chosen, likewise: a weight may be 0, too."""
+        return self._replace(weights=torch.ones_like(self.weights)).table(num_experts) > 0
+
+    def onto_grid(self, values: Tensor) -> Tensor:
+        """Values of the T regions, (T, ...), as values of all: zero for those that are left alone."""
+        if self.regions is None:
+            return values
+        images, rows, columns = self.grid
+        everywhere = values.new_zeros(images * rows * columns, *values.shape[1:])
+        return everywhere.index_put((self.regions,), values)
+
+
+def by_choice(experts: Sequence[nn.Module], regions: Tensor, assignment: Assignment, run: Run, like: Tensor) -> Tensor:
+    """Add up the outputs of the chosen experts, which alone are computed.
+
+    Where there are gradients, experts without a region run on none: their parameters get gradients of zeros, as
+    DistributedDataParallel needs.
+
+    Args:
+        experts: in their order.
+        regions: (T, C, h, w), with whatever surrounds them.
+        assignment: which of them go where.
+        run: applies an expert.
+        like: of the shape and dtype of what is returned.
+    """
+    mixed = torch.zeros_like(like)
+    for number, expert in enumerate(experts):
+        rows, places = (assignment.indices == number).nonzero(as_tuple=True)
+        if len(rows) or torch.is_grad_enabled():
+            made = _checked(run(expert, regions[rows]), like, expert)
+            # Each row comes once: nothing is added up in an order that could vary.
+            mixed.index_add_(0, rows, _weighted(made, assignment.weights[rows, places][:, None, None, None], like))
+    return mixed
+
+
+def masked(experts: Sequence[nn.Module], x: Tensor, assignment: Assignment, run: Run, like: Tensor) -> Tensor:
+    """Add up the same with every expert computed for whole maps.
+
+    Args:
+        experts: in their order.
+        x: the map, with whatever surrounds it.
+        assignment: which regions go where.
+        run: applies an expert.
+        like: of the shape (B, C, H, W) and dtype of what is returned; regions share it out evenly.
+    """
+    weights, chosen = assignment.table(len(experts)), assignment.chosen(len(experts))
+    mixed = torch.zeros_like(like)
+    for number, expert in enumerate(experts):
+        weight, mask = (_as_map(values[:, number], assignment.grid, like) for values in (weights, chosen))
+        made = _weighted(_checked(run(expert, x), like, expert), weight, like)
+        # Not a product with zero: what was not chosen may be NaN.
+        mixed = mixed + torch.where(mask, made, 0)
+    return mixed
+
+
+def run_whole(expert: nn.Module, x: Tensor) -> Tensor:
+    """Apply an expert to whole images, which it pads as it likes."""
+    return expert(x)
+
+
+def run_surrounded(expert: nn.Module, x: Tensor, surplus: int) -> Tensor:
+    """Apply an expert to a map that has `surplus` pixels more at each side, of which it takes its halo."""
+    x = cut(x, surplus - (halo_of(expert) or 0))
+    return expert.valid(x) if isinstance(expert, Expert) else expert(x)
+
+
+def halo_of(expert: nn.Module) -> int | None:
+    """How far an expert sees; None where it sees the whole map, or does not say.
+
+    >>> halo_of(nn.AdaptiveAvgPool2d(1)) is None
+    True
+    """
+    return cast("int | None", getattr(expert, "halo", None))
+
+
+def windows_of(x: Tensor, size: int, surplus: int, regions: Tensor | None) -> Tensor:
+    """Cut a map into windows, each with the pixels around it; of all windows, or of those at the places given.
+
+    Shape:
+        ``(B, C, h size + 2 surplus, w size + 2 surplus)`` -> ``(T, C, size + 2 surplus, size + 2 surplus)``
+
+    >>> windows_of(torch.zeros(1, 8, 9, 13), 4, 0, None).shape, windows_of(torch.zeros(1, 8, 10, 14), 4, 1, None).shape
+    (torch.Size([6, 8, 4, 4]), torch.Size([6, 8, 6, 6]))
+    """
+    side = size + 2 * surplus
+    view = x.unfold(2, side, size).unfold(3, side, size).permute(0, 2, 3, 1, 4, 5)
+    if regions is None:
+        return view.flatten(0, 2)
+    rows, columns = view.shape[1:3]
+    return view[regions // (rows * columns), regions // columns % rows, regions % columns]
+
+
+def put_together(windows: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """Put windows (B h w, C, size, size) side by side: (B, C, h size, w size).
+
+    >>> put_together(torch.arange(4.0).view(2, 1, 1, 2), (1, 1, 2))
+    tensor([[[[0., 1., 2., 3.]]]])
+    """
+    cells = windows.view(*grid, *windows.shape[1:])
+    return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+def described(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Mean and root mean square of each channel over a grid of windows: (B, C, H, W) -> (B, 2 C, rows, columns).
+
+    Texture has a mean of nothing: what tells it is the second.
+
+    >>> described(torch.tensor([[[[1.0, -1.0, 2.0, 2.0]]]]), 1, 2).round(decimals=3)
+    tensor([[[[0., 2.]],
+    <BLANKLINE>
+             [[1., 2.]]]])
+    """
+    cells = at_least_float32(x).unflatten(3, (columns, x.shape[3] // columns)).unflatten(2, (rows, x.shape[2] // rows))
+    root = (cells.square().mean((3, 5)) + EPS).sqrt()
+    return torch.cat([cells.mean((3, 5)), root], dim=1)
+
+
+def _as_map(values: Tensor, grid: tuple[int, int, int], like: Tensor) -> Tensor:
+    """What is known by region, (B h w,), for every pixel: (B, 1, H, W)."""
+    images, rows, columns = grid
+    height, width = like.shape[2:]
+    cells = values.view(images, 1, rows, 1, columns, 1)
+    return cells.expand(-1, -1, -1, height // rows, -1, width // columns).flatten(4, 5).flatten(2, 3)
+
+
+def _weighted(made: Tensor, weights: Tensor, like: Tensor) -> Tensor:
+    return (made * weights.to(made.dtype)).to(like.dtype)
+
+
+def _checked(made: Tensor, like: Tensor, expert: nn.Module) -> Tensor:
+    if made.shape[1:] != like.shape[1:]:
+        wanted, found = tuple(like.shape[1:]), tuple(made.shape[1:])
+        raise ValueError(f"experts must keep the shape of a map, {wanted}; {type(expert).__name__} makes {found} of it")
+    return made

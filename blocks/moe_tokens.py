@@ -1,0 +1,36 @@
+"""The experts of tokens: the weights of many pointwise networks in four tensors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.expert_routing import expert_mlp
+from .experts import PointwiseExpert
+from .moe_dispatch import Assignment
+
+
+class StackedExperts(nn.Module):
+    """Pointwise experts of one width, which a token is taken to by its assignment: (T, C) -> (T, C).
+
+    Args:
+        experts: whose weights are taken over.
+
+    >>> experts = StackedExperts([PointwiseExpert(8), PointwiseExpert(8)])
+    >>> assignment = Assignment(torch.tensor([[1]] * 5), torch.ones(5, 1), (1, 1, 5), None)
+    >>> experts(torch.randn(5, 8), assignment).shape
+    torch.Size([5, 8])
+    """
+
+    def __init__(self, experts: Sequence[PointwiseExpert]) -> None:
+        super().__init__()
+        self.w1 = nn.Parameter(torch.stack([expert.fc1.weight.detach() for expert in experts]))
+        self.b1 = nn.Parameter(torch.stack([expert.fc1.bias.detach() for expert in experts]))
+        self.w2 = nn.Parameter(torch.stack([expert.fc2.weight.detach() for expert in experts]))
+        self.b2 = nn.Parameter(torch.stack([expert.fc2.bias.detach() for expert in experts]))
+
+    def forward(self, tokens: Tensor, assignment: Assignment) -> Tensor:
+        return expert_mlp(tokens, assignment.weights, assignment.indices, self.w1, self.b1, self.w2, self.b2)
+
+    def extra_repr(self) -> str:
+        return f"{self.w1.shape[0]}, {self.w1.shape[2]}, hidden={self.w1.shape[1]}"

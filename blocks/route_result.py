@@ -1,0 +1,110 @@
+"""What a router decided: which experts, how much of each, and how well they share the work."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+DEAD_SHARE = 0.1
+"""An expert is dead that gets less than this part of its even share."""
+
+
+@dataclass
+class RouteResult:
+    """Where each region (token, window or image) goes, with the losses and the statistics of that.
+
+    T regions are routed: all of them, row by row and image by image, or those that a gate keeps.
+
+    Args:
+        indices: numbers of the chosen experts, ``(T, k)``.
+        weights: of their outputs, ``(T, k)``; they add up to 1 for k > 1, and are the probability for k = 1.
+        probabilities: softmax over all experts, ``(T, E)``, in float32 (float64).
+        grid: images, rows and columns of regions.
+        losses: by name, already weighted; in training alone.
+        regions: where a gate keeps some regions alone: their places in the grid, flattened, ``(T,)``.
+        gate: how much of all outputs they take up, between 0 and 1, ``(T,)``.
+
+    >>> route = RouteResult(torch.tensor([[0], [0], [1]]), torch.ones(3, 1), torch.full((3, 4), 0.25), (1, 1, 3))
+    >>> route.load(), route.dead_experts().item(), route.total()
+    (tensor([0.6667, 0.3333, 0.0000, 0.0000]), 2, tensor(0.))
+    """
+
+    indices: Tensor
+    weights: Tensor
+    probabilities: Tensor
+    grid: tuple[int, int, int]
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    regions: Tensor | None = None
+    gate: Tensor | None = None
+
+    def total(self) -> Tensor:
+        """Sum of all losses; zero where there are none."""
+        return torch.stack(list(self.losses.values())).sum() if self.losses else self.probabilities.new_zeros(())
+
+    def counts(self) -> Tensor:
+        """How often each expert was chosen, ``(E,)``."""
+        return counts_of(self.indices, self.probabilities)
+
+    def load(self) -> Tensor:
+        """The share of each expert in all choices, ``(E,)``; zeros where no region was routed."""
+        return self.counts() / max(self.indices.numel(), 1)
+
+    def max_violation(self) -> Tensor:
+        """How far the busiest expert is above its even share: 0 when balanced, E - 1 when it gets everything."""
+        return self.load().max() * self.probabilities.shape[1] - 1
+
+    def load_entropy(self) -> Tensor:
+        """Entropy of the load, as a part of the largest possible: 1 when balanced, 0 when one expert gets all."""
+        return normalised_entropy(self.load())
+
+    def entropy(self) -> Tensor:
+        """Mean entropy of the probabilities of a region, as a part of the largest possible: how undecided it is."""
+        entropies = normalised_entropy(self.probabilities)
+        return entropies.sum() / max(len(entropies), 1)
+
+    def dead_experts(self) -> Tensor:
+        """How many experts get less than a tenth of their even share."""
+        return (self.load() < DEAD_SHARE / self.probabilities.shape[1]).sum()
+
+    def kept_share(self) -> float:
+        """The share of regions that were routed; the others passed by all experts."""
+        images, rows, columns = self.grid
+        return len(self.indices) / max(images * rows * columns, 1)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """All of these by name, without gradients."""
+        kept = self.probabilities.new_tensor(self.kept_share())
+        found = {
+            "load": self.load(),
+            "max_violation": self.max_violation(),
+            "load_entropy": self.load_entropy(),
+            "entropy": self.entropy(),
+            "dead_experts": self.dead_experts(),
+            "kept_share": kept,
+        }
+        return {name: value.detach() for name, value in found.items()}
+
+
+# Programs that are exported return it too.
+torch.export.register_dataclass(RouteResult, serialized_type_name="claritycore.RouteResult")
+
+
+def counts_of(indices: Tensor, probabilities: Tensor) -> Tensor:
+    """How often each expert is among the indices: sums of comparisons, which no device has to wait for.
+
+    >>> counts_of(torch.tensor([[0, 2], [2, 1]]), torch.zeros(2, 4))
+    tensor([1., 1., 2., 0.])
+    """
+    numbers = torch.arange(probabilities.shape[1], device=indices.device)
+    return (indices[..., None] == numbers).sum((0, 1)).to(probabilities.dtype)
+
+
+def normalised_entropy(probabilities: Tensor) -> Tensor:
+    """Entropy along the last axis, divided by that of the uniform distribution; of a single number 0.
+
+    >>> normalised_entropy(torch.tensor([[0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]]))
+    tensor([1., 0.])
+    """
+    most = math.log(max(probabilities.shape[-1], 2))
+    return torch.special.entr(probabilities).sum(-1) / most
