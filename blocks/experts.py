@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.memory_format import in_format_of
 from .checks import check_feature_map, check_odd, check_positive
-from .memory_format import in_format_of
 from .padding import pad_same
 
 

@@ -8,9 +8,9 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from ..kernels.memory_format import in_format_of
 from .checks import check_choice, check_feature_map, check_positive
 from .experts import PointwiseExpert
-from .memory_format import in_format_of
 from .moe_dispatch import (
     Assignment,
     by_choice,

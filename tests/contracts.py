@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from claritycore import blocks, nets
-from claritycore.blocks.memory_format import memory_format_of
+from claritycore.kernels.memory_format import memory_format_of
 
 Shape = tuple[int, ...]
 
