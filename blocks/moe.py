@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.memory_format import in_format_of
 from .checks import check_choice, check_feature_map, check_positive
-from .experts import PointwiseExpert
+from .experts import Expert, PointwiseExpert, cut
 from .moe_dispatch import (
     Assignment,
     by_choice,
@@ -23,7 +23,7 @@ from .moe_dispatch import (
     windows_of,
 )
 from .moe_tokens import StackedExperts
-from .padding import cropped, pad_same, pad_to_multiple
+from .padding import cropped, pad_to_multiple
 from .route_result import RouteResult
 from .router import TopKRouter
 
@@ -45,7 +45,7 @@ class MoE2d(nn.Module):
     - "token", a pixel. The experts are pointwise, on features that a depthwise 3x3 convolution has prepared for all
     - "window", a square of `window_size`, judged by the mean and the root mean square of each of its 2 C channels. The
       map is mirrored to whole windows; an expert gets a window with as many pixels around it as it sees, so that it
-      computes what it would compute for the whole map
+      computes what it would compute for the whole map (cells of `AttentionExpert` at the border see the mirror too)
     - "image", judged likewise; experts may see all of it
 
     No region is dropped, however many go to one expert. On an image and in eval, all depends on that image alone.
@@ -142,12 +142,12 @@ class MoE2d(nn.Module):
 
     def _by_window(self, x: Tensor, conditions: Sequence[Tensor]) -> tuple[Tensor, RouteResult]:
         size, surplus = self.window_size, self.surplus
-        whole = pad_to_multiple(x, size)
+        wide = pad_to_multiple(x, size, surround=surplus)
+        whole = cut(wide, surplus)
         rows, columns = whole.shape[2] // size, whole.shape[3] // size
         route = self.router(described(whole, rows, columns), _by_region(conditions, rows, columns, size))
         assignment, experts = self._assignment(route), list(cast(nn.ModuleList, self.experts))
         run = partial(run_surrounded, surplus=surplus)
-        wide = pad_same(whole, (surplus, surplus), "reflect")
         if computes_all(x):
             mixed = masked(experts, wide, assignment, run, whole)
         else:
@@ -224,7 +224,7 @@ def _check_experts(experts: Sequence[nn.Module], every: Sequence[nn.Module], lev
             raise TypeError(f"experts must be PointwiseExpert at level 'token', got {name}")
         if level == "window" and halo is None:
             raise ValueError(f"experts must have a halo at level 'window', got {name}, which may see the whole map")
-        if level == "window" and halo and not hasattr(expert, "valid"):
+        if level == "window" and halo and not isinstance(expert, Expert):
             raise TypeError(f"experts with a halo must derive from Expert at level 'window', got {name}")
         if level == "window" and window % cell:
             raise ValueError(f"window_size must be a multiple of the cells of {name}, {cell}, got {window}")

@@ -11,8 +11,10 @@ from ..kernels.memory_format import is_channels_last
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+def pad_to_multiple(image: Tensor, multiple: int, *, surround: int = 0) -> Tensor:
     """Pad below and on the right until H and W are multiples: by reflection, by the far edge once that runs out.
+
+    With `surround`, by so many pixels more on every side, which mirror the same image.
 
     Shape:
         ``(B, C, H, W)`` -> ``(B, C, H', W')``, the smallest multiples >= H and W; memory format kept.
@@ -24,9 +26,11 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     for dim in (2, 3):
         size = image.shape[dim]
         # In an exported program the size may be any: a branch on it would fix whether it is a multiple.
-        if multiple > 1 and (torch.compiler.is_compiling() or size % multiple):
-            index = torch.arange((size + multiple - 1) // multiple * multiple, device=image.device)
-            image = take(image, dim, torch.where(index < size, index, 2 * (size - 1) - index).clamp(min=0))
+        if surround or (multiple > 1 and (torch.compiler.is_compiling() or size % multiple)):
+            end = (size + multiple - 1) // multiple * multiple + surround
+            index = torch.arange(-surround, end, device=image.device)
+            mirrored = torch.where(index < size, index.abs(), 2 * (size - 1) - index)
+            image = take(image, dim, mirrored.clamp(0, size - 1))
     return image
 
 

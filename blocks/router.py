@@ -175,7 +175,7 @@ class TopKRouter(nn.Module):
         weight, bias = (parameter.to(features.dtype) for parameter in (self.gate.weight, self.gate.bias))
         scores = F.linear(features, weight, bias).view(images, features.shape[0] // max(images, 1))
         each = scores.shape[1]
-        kept = (each * round(self.keep * FINENESS) + FINENESS - 1) // FINENESS
+        kept = (each * max(1, round(self.keep * FINENESS)) + FINENESS - 1) // FINENESS
         # A stable sort: of equal regions the first ones, on every device.
         order = scores.sort(dim=1, descending=True, stable=True).indices.narrow(1, 0, kept)
         regions = (order.sort(dim=1).values + each * torch.arange(images, device=order.device)[:, None]).flatten()

@@ -189,7 +189,7 @@ class SwitchBalance(RouterLoss):
 
 @dataclass(frozen=True)
 class ImportanceBalance(RouterLoss):
-    """Balance the importance: the squared coefficient of variation of the mean weights of the experts.
+    """Balance the importance: the squared coefficient of variation of the mean weights, for k = 1 probabilities.
 
     Source: Outrageously Large Neural Networks (arXiv:1701.06538), section 4.
 
@@ -201,9 +201,10 @@ class ImportanceBalance(RouterLoss):
     weight: float = 0.01
 
     def losses(self, routed: Routed, steps: Tensor | None) -> dict[str, Tensor]:
-        chosen = torch.zeros_like(routed.probabilities).scatter(1, routed.indices, 1.0)
-        weights = routed.probabilities * chosen
-        mean = token_mean(weights / weights.sum(1, keepdim=True).clamp(min=1e-9))
+        weights = routed.probabilities * torch.zeros_like(routed.probabilities).scatter(1, routed.indices, 1.0)
+        if routed.indices.shape[1] > 1:
+            weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-9)
+        mean = token_mean(weights)
         spread = (mean - mean.mean()).square().mean()
         return {"importance": self.weighted(spread / mean.mean().square().clamp(min=1e-9), steps)}
 

@@ -37,7 +37,7 @@ def photograph() -> Tensor:
     return torch.from_numpy(crop).permute(2, 0, 1)[None] / 255
 
 
-def spoilt(clean: Tensor, seed: int) -> Tensor:
+def degraded(clean: Tensor, seed: int) -> Tensor:
     """Above clean and blurred, below noisy and compressed."""
     half = clean.shape[2] // 2
     kernel = torch.full((3, 1, 5, 5), 1 / 25)
@@ -70,7 +70,7 @@ def trained(clean: Tensor) -> Net:
     net = Net()
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     for step in range(STEPS):
-        restored, route = net(spoilt(clean, step))
+        restored, route = net(degraded(clean, step))
         loss = F.l1_loss(restored, clean) + route.total()
         optimizer.zero_grad()
         loss.backward()
@@ -80,7 +80,7 @@ def trained(clean: Tensor) -> Net:
 
 def draw(path: Path) -> None:
     clean = photograph()
-    image = spoilt(clean, STEPS)
+    image = degraded(clean, STEPS)
     net = trained(clean)
     with torch.no_grad():
         restored, route = net(image)

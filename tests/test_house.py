@@ -268,6 +268,12 @@ def test_the_packages_are_listed():
     assert folders == {Path(), *map(Path, ROOMS), *(folder.relative_to(ROOT) for folder in KERNEL_FOLDERS)}
 
 
+def test_importing_the_command_line_leaves_the_slow_parts_of_torch_alone():
+    code = "import sys, claritycore.cli; print(*{'torch.distributed.checkpoint', 'torch._inductor'} & {*sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
 def test_importing_the_blocks_loads_torch_and_nothing_else():
     def loaded(module: str) -> set[str]:
         code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"

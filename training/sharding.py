@@ -3,19 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 
+# torch's own modules for this take a second to import: they come in where weights are shared out, and not before.
 if TYPE_CHECKING:
     from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
-
-WHOLE = StateDictOptions(full_state_dict=True)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
 
 
 def sharded_strategy(processes: int) -> "ModelParallelStrategy":
@@ -33,6 +26,8 @@ def sharded_strategy(processes: int) -> "ModelParallelStrategy":
 
 def shard_like(net: nn.Module, mesh: Any) -> nn.Module:
     """Share out a net's weights, block by block, so that one block at a time is whole."""
+    from torch.distributed.fsdp import fully_shard
+
     for block in getattr(net, "body", ()):
         fully_shard(block, mesh=mesh)
     fully_shard(net, mesh=mesh)
@@ -41,17 +36,29 @@ def shard_like(net: nn.Module, mesh: Any) -> nn.Module:
 
 def whole_state(net: nn.Module) -> dict[str, Any]:
     """Gather the state dict of a net; all processes must ask for it together."""
-    return get_model_state_dict(net, options=WHOLE)
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+    return get_model_state_dict(net, options=_whole())
 
 
 def whole_optimizer_state(net: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Gather the state dict of an optimiser; all processes must ask for it together."""
-    return get_optimizer_state_dict(net, optimizer, options=WHOLE)
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    return get_optimizer_state_dict(net, optimizer, options=_whole())
 
 
 def take_up_optimizer(net: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Share out the state that `whole_optimizer_state` gave."""
-    set_optimizer_state_dict(net, optimizer, state, options=WHOLE)
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
+    set_optimizer_state_dict(net, optimizer, state, options=_whole())
+
+
+def _whole() -> "StateDictOptions":
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
+
+    return StateDictOptions(full_state_dict=True)
 
 
 def _shard(net: nn.Module, mesh: Any) -> nn.Module:

@@ -1,6 +1,6 @@
 """The routing in plain torch: sort by expert, products over the tokens of each, and back by the inverse permutation.
 
-Backward computes the hidden layer again, a fifteenth of the time of a step, and nothing of its size is kept. The same
+Backward computes the hidden layer again, a seventh of the products of a step, and nothing of its size is kept. The same
 bits come out whenever a call is repeated. On a GPU this form reads how many tokens each expert has; the Triton form
 does not.
 """

@@ -61,7 +61,7 @@ def dense(moe: MoE2d, x: torch.Tensor) -> torch.Tensor:
     """Every expert on the whole map, times a map of weights that is zero where it was not chosen."""
     _, route = moe(x)
     whole = {"token": lambda: moe.prepare(x), "window": lambda: pad_to_multiple(x, SIZE), "image": lambda: x}
-    whole = whole[moe.level]()
+    whole, size = whole[moe.level](), x.shape[2:]
     images, rows, columns = route.grid
     places = torch.arange(images * rows * columns) if route.regions is None else route.regions
     gate = torch.ones(len(places)).double() if route.gate is None else route.gate
@@ -76,13 +76,15 @@ def dense(moe: MoE2d, x: torch.Tensor) -> torch.Tensor:
         always.append((1 - weights.sum(1)) * gate)
     for number, weight in enumerate(always, moe.router.num_experts):
         table = table.index_put((places, torch.tensor(number)), weight)
-    y = whole if moe.level != "token" else torch.zeros_like(x)
-    y = torch.zeros_like(whole)
+    y = x
     for number in range(moe.router.num_experts + len(always)):
         mask = table[:, number].view(images, 1, rows, columns)
         mask = mask.repeat_interleave(whole.shape[2] // rows, 2).repeat_interleave(whole.shape[3] // columns, 3)
-        y = y + mask * one_by_one(moe, number)(whole)
-    return x + y[..., : x.shape[2], : x.shape[3]]
+        expert = one_by_one(moe, number)
+        # What an expert sees beyond the map it mirrors itself; but cells of attention are whole in a window.
+        mirrored = moe.level == "token" or isinstance(expert, AttentionExpert)
+        y = y + (mask[..., : size[0], : size[1]] * expert(whole if mirrored else x)[..., : size[0], : size[1]])
+    return y
 
 
 def gradients(moe, outputs, inputs):

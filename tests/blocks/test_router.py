@@ -104,7 +104,7 @@ def test_no_image_is_routed_to_nothing():
 # The gate
 
 
-@pytest.mark.parametrize("keep", [0.25, 0.1, 0.999, 1e-6])
+@pytest.mark.parametrize("keep", [0.25, 0.1, 0.999, 1e-9])
 def test_a_gate_keeps_the_share_with_the_highest_scores_of_each_image(keep):
     made = router(keep=keep)
     route = made(X)
@@ -222,6 +222,15 @@ def test_balance_is_1_when_uniform_and_grows_when_experts_collapse(k):
     collapsed = SwitchBalance(1.0).losses(routed(logits, k), None)["balance"]
     torch.testing.assert_close(collapsed, torch.tensor(4.0 / k).double())
     assert ImportanceBalance(1.0).losses(routed(logits, k), None)["importance"] > 2.9
+
+
+@pytest.mark.parametrize("policy", [SwitchBalance(1.0), ImportanceBalance(1.0), ZLoss(1.0), EntropyLoss(1.0)], ids=str)
+@pytest.mark.parametrize("k", [1, 2])
+def test_every_loss_has_a_gradient(policy, k):
+    logits = normal((20, 4), dtype=torch.float64).requires_grad_()
+    (loss,) = policy.losses(Routed(logits, logits.softmax(-1), logits.topk(k).indices), None).values()
+    loss.backward()
+    assert logits.grad.abs().max() > 1e-4
 
 
 def test_a_bias_changes_the_choice_and_not_the_weights():
