@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..kernels.depthwise_conv2d.operands import LEAKY_SLOPE
 from ..kernels.frequency_split.operands import mirror, radius_of, taps_of
 from ..kernels.frequency_split.reference import haar_merge_reference, haar_split_reference
+from ..kernels.noise_field.reference import noise_field_reference
 from ..kernels.operand_rules import compute_dtype
 from ..kernels.selective_scan_2d.operands import pixels_of_steps
 from ..kernels.window_attention.operands import Layout, Operands
@@ -50,6 +51,7 @@ def to_onnx(module: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: An
             torch.ops.claritycore.blur_split.default: _by_convolutions,
             torch.ops.claritycore.haar_merge.default: _by_merging,
             torch.ops.claritycore.haar_split.default: _by_sums,
+            torch.ops.claritycore.noise_field.default: _by_mixing,
             torch.ops.claritycore.selective_scan_2d.default: _by_one_scan,
             torch.ops.claritycore.window_attention.default: _by_gathers,
         }
@@ -83,6 +85,13 @@ def _by_sums(x: Tensor, repeat: bool, form: str) -> tuple[Tensor, Tensor, Tensor
 def _by_merging(ll: Tensor, lh: Tensor, hl: Tensor, hh: Tensor, size: Sequence[int], fold: bool, form: str) -> Tensor:
     """Write `claritycore::haar_merge` by its reference."""
     return haar_merge_reference((ll, lh, hl, hh), size, fold)
+
+
+def _by_mixing(
+    samples: Tensor, seed: int, layer: int, size: Sequence[int], offset: Sequence[int], dtype: torch.dtype, form: str
+) -> Tensor:
+    """Write `claritycore::noise_field` by its reference."""
+    return noise_field_reference(samples, seed, layer, size, offset, dtype)
 
 
 def _by_gathers(*inputs: Any) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from .dispatch import Backend, Kernel
 from .frequency_split import KERNEL as _frequency_split
 from .frequency_split import blur_split, fft_split, gaussian_sigma, haar_merge, haar_split
+from .noise_field import KERNEL as _noise_field
+from .noise_field import noise_field
 from .selective_scan import KERNEL as _selective_scan
 from .selective_scan import selective_scan, selective_scan_reference
 from .selective_scan_2d import KERNEL as _selective_scan_2d
@@ -13,7 +15,7 @@ from .window_attention import KERNEL as _window_attention
 from .window_attention import overlapping_window_attention, window_attention
 
 # Every kernel, for `claritycore doctor`.
-KERNELS = (_depthwise_conv2d, _frequency_split, _selective_scan, _selective_scan_2d, _window_attention)
+KERNELS = (_depthwise_conv2d, _frequency_split, _noise_field, _selective_scan, _selective_scan_2d, _window_attention)
 
 __all__ = [
     "KERNELS",
@@ -26,6 +28,7 @@ __all__ = [
     "gaussian_sigma",
     "haar_merge",
     "haar_split",
+    "noise_field",
     "overlapping_window_attention",
     "selective_scan",
     "selective_scan_2d",

@@ -7,6 +7,7 @@ import torch
 
 from .depthwise_conv2d import depthwise_conv2d_flops
 from .frequency_split import blur_split_flops, haar_split_flops
+from .noise_field import noise_field_flops
 from .selective_scan import selective_scan_flops
 from .selective_scan_2d import selective_scan_2d_flops
 from .window_attention import window_attention_flops
@@ -75,6 +76,11 @@ def haar_back(ll: Shape, *_: Any, **__: Any) -> int:
     return haar_split_flops(batch, channels, 2 * height, 2 * width)
 
 
+def noise(samples: Shape, seed: int, layer: int, size: Sequence[int], *_: Any, **__: Any) -> int:
+    """`claritycore::noise_field`: 5 flops for each number."""
+    return noise_field_flops(*samples, *size)
+
+
 def windows(*inputs: Any, **_: Any) -> int:
     """`claritycore::window_attention`: the logits and the mean of values, for the keys that each query sees."""
     qkv, kv, _, _, tokens, *layout = inputs
@@ -104,6 +110,7 @@ def kernel_flops() -> dict[Any, Formula]:
         ours.blur_split_adjoint: blur,
         ours.haar_split: haar,
         ours.haar_merge: haar_back,
+        ours.noise_field: noise,
         ours.selective_scan: scan,
         ours.selective_scan_backward: scan_backward,
         ours.selective_scan_2d: scan_2d,

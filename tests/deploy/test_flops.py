@@ -40,6 +40,7 @@ CLOSED_FORMS = {
         ([MAP, TAPS, (C,), MAP, MAP, "relu", (True, True, True), "torch"], {}, 2 * 2 * B * C * H * W * 15),
         ([MAP, TAPS, (C,), None, MAP, "gelu", (True, True, True), "torch"], {}, 3 * 2 * B * C * H * W * 15),
     ],
+    "claritycore::noise_field": [([(B,), 7, 0, (H, W), (0, 0), torch.float32, "torch"], {}, 5 * B * H * W)],
     "claritycore::selective_scan": [(SCAN, {}, 9 * B * C * L * N)],
     "claritycore::selective_scan_backward": [(SCAN, {}, 22 * B * C * L * N)],
     "claritycore::selective_scan_2d": [(SCAN_2D, {}, 9 * K * B * H * W * C * N)],

@@ -31,6 +31,7 @@ from claritycore.kernels import (
     fft_split,
     haar_merge,
     haar_split,
+    noise_field,
     overlapping_window_attention,
     selective_scan,
     selective_scan_2d,
@@ -304,3 +305,14 @@ def test_a_blur_of_channels_by_deviations_of_their_own():
             return torch.ops.claritycore.blur_split(x, [0.5, 2.0], "torch")
 
     check(Blur(), lambda size: (normal(size),), [(1, 2, 12, 10)], None)
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        samples = torch.arange(x.shape[0], device=x.device)
+        return x + noise_field(2**40 + 3, x.shape[2:], samples=samples, layer=2, offset=(1, -3))
+
+
+def test_the_noise_field():
+    shapes = (dict.fromkeys((0, 2, 3), DYNAMIC),)
+    check(Noise(), lambda size: (normal((size[0], 3, *size[1:])),), [(2, 5, 8), (1, 3, 13)], shapes)
