@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ..kernels.depthwise_conv2d.operands import LEAKY_SLOPE
 from ..kernels.frequency_split.operands import mirror, radius_of, taps_of
 from ..kernels.frequency_split.reference import haar_merge_reference, haar_split_reference
+from ..kernels.modulated_conv.operands import Operands as Epilogue
+from ..kernels.modulated_conv.reference import noise_bias_act_reference
 from ..kernels.noise_field.reference import noise_field_reference
 from ..kernels.operand_rules import compute_dtype
 from ..kernels.selective_scan_2d.operands import pixels_of_steps
@@ -51,6 +53,7 @@ def to_onnx(module: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: An
             torch.ops.claritycore.blur_split.default: _by_convolutions,
             torch.ops.claritycore.haar_merge.default: _by_merging,
             torch.ops.claritycore.haar_split.default: _by_sums,
+            torch.ops.claritycore.noise_bias_act.default: _by_steps,
             torch.ops.claritycore.noise_field.default: _by_mixing,
             torch.ops.claritycore.selective_scan_2d.default: _by_one_scan,
             torch.ops.claritycore.window_attention.default: _by_gathers,
@@ -92,6 +95,12 @@ def _by_mixing(
 ) -> Tensor:
     """Write `claritycore::noise_field` by its reference."""
     return noise_field_reference(samples, seed, layer, size, offset, dtype)
+
+
+def _by_steps(*inputs: Any) -> Tensor:
+    """Write `claritycore::noise_bias_act` by its reference."""
+    operands, (activation, gain, clamp, _) = Epilogue(*inputs[: len(Epilogue._fields)]), inputs[len(Epilogue._fields) :]
+    return noise_bias_act_reference(operands, activation, gain, clamp)
 
 
 def _by_gathers(*inputs: Any) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference
 from .dispatch import Backend, Kernel
 from .frequency_split import KERNEL as _frequency_split
 from .frequency_split import blur_split, fft_split, gaussian_sigma, haar_merge, haar_split
+from .modulated_conv import KERNEL as _modulated_conv
+from .modulated_conv import modulate, modulated_conv2d, noise_bias_act
 from .noise_field import KERNEL as _noise_field
 from .noise_field import noise_field
 from .selective_scan import KERNEL as _selective_scan
@@ -15,7 +17,15 @@ from .window_attention import KERNEL as _window_attention
 from .window_attention import overlapping_window_attention, window_attention
 
 # Every kernel, for `claritycore doctor`.
-KERNELS = (_depthwise_conv2d, _frequency_split, _noise_field, _selective_scan, _selective_scan_2d, _window_attention)
+KERNELS = (
+    _depthwise_conv2d,
+    _frequency_split,
+    _modulated_conv,
+    _noise_field,
+    _selective_scan,
+    _selective_scan_2d,
+    _window_attention,
+)
 
 __all__ = [
     "KERNELS",
@@ -28,6 +38,9 @@ __all__ = [
     "gaussian_sigma",
     "haar_merge",
     "haar_split",
+    "modulate",
+    "modulated_conv2d",
+    "noise_bias_act",
     "noise_field",
     "overlapping_window_attention",
     "selective_scan",

@@ -7,6 +7,7 @@ import torch
 
 from .depthwise_conv2d import depthwise_conv2d_flops
 from .frequency_split import blur_split_flops, haar_split_flops
+from .modulated_conv import noise_bias_act_flops
 from .noise_field import noise_field_flops
 from .selective_scan import selective_scan_flops
 from .selective_scan_2d import selective_scan_2d_flops
@@ -81,6 +82,16 @@ def noise(samples: Shape, seed: int, layer: int, size: Sequence[int], *_: Any, *
     return noise_field_flops(*samples, *size)
 
 
+def epilogue(x: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::noise_bias_act`: 6 flops for each element."""
+    return noise_bias_act_flops(*x)
+
+
+def epilogue_backward(x: Shape, *_: Any, **__: Any) -> int:
+    """Backward of `claritycore::noise_bias_act`: the same once more, and as many for the gradients."""
+    return 2 * epilogue(x)
+
+
 def windows(*inputs: Any, **_: Any) -> int:
     """`claritycore::window_attention`: the logits and the mean of values, for the keys that each query sees."""
     qkv, kv, _, _, tokens, *layout = inputs
@@ -110,6 +121,8 @@ def kernel_flops() -> dict[Any, Formula]:
         ours.blur_split_adjoint: blur,
         ours.haar_split: haar,
         ours.haar_merge: haar_back,
+        ours.noise_bias_act: epilogue,
+        ours.noise_bias_act_backward: epilogue_backward,
         ours.noise_field: noise,
         ours.selective_scan: scan,
         ours.selective_scan_backward: scan_backward,

@@ -40,6 +40,12 @@ CLOSED_FORMS = {
         ([MAP, TAPS, (C,), MAP, MAP, "relu", (True, True, True), "torch"], {}, 2 * 2 * B * C * H * W * 15),
         ([MAP, TAPS, (C,), None, MAP, "gelu", (True, True, True), "torch"], {}, 3 * 2 * B * C * H * W * 15),
     ],
+    "claritycore::noise_bias_act": [
+        ([MAP, (C,), None, None, None, "lrelu", 1.0, None, "torch"], {}, 6 * B * C * H * W)
+    ],
+    "claritycore::noise_bias_act_backward": [
+        ([MAP, (C,), None, None, None, MAP, "lrelu", 1.0, None, (True,) * 5, "torch"], {}, 12 * B * C * H * W)
+    ],
     "claritycore::noise_field": [([(B,), 7, 0, (H, W), (0, 0), torch.float32, "torch"], {}, 5 * B * H * W)],
     "claritycore::selective_scan": [(SCAN, {}, 9 * B * C * L * N)],
     "claritycore::selective_scan_backward": [(SCAN, {}, 22 * B * C * L * N)],
