@@ -8,7 +8,9 @@ from .frequency_attention import FrequencyCrossAttention
 from .frequency_fusion import FreqFuse, FreqSep
 from .frequency_mixing import HighPass, SpectralMix2d
 from .hybrid_attention import GridAttention, HybridAttention
+from .modulated import ModulatedConv2d, ModulatedNoiseConv2d
 from .multi_scale import MSGDown, MSGUp, OverlapPatchEmbed, SkipFusion
+from .noise_injection import NoiseField, NoiseInjection
 from .norm import LayerNorm2d, RMSNorm2d
 from .plk import DoubleConvChannelMixer, ElementwiseAttention, PartialLargeKernelConv, PLKBlock
 from .porting import BLOCK_SOURCES, BlockSource, convert_block_state
@@ -25,6 +27,7 @@ from .rrdb import RRDB, ResidualDenseBlock
 from .selective_scan import SelectiveScan2d, SSMGlobalMixer
 from .span import SPAB
 from .swin import ConvAttention, SwinBlock
+from .texture_head import TextureHead
 from .window_attention import OverlappingCrossAttention, WindowAttention2d
 
 __all__ = [
@@ -52,7 +55,11 @@ __all__ = [
     "LayerNorm2d",
     "MSGDown",
     "MSGUp",
+    "ModulatedConv2d",
+    "ModulatedNoiseConv2d",
     "NAFBlock",
+    "NoiseField",
+    "NoiseInjection",
     "OverlapPatchEmbed",
     "OverlappingCrossAttention",
     "PLKBlock",
@@ -68,6 +75,7 @@ __all__ = [
     "SkipFusion",
     "SpectralMix2d",
     "SwinBlock",
+    "TextureHead",
     "TransposedAttention",
     "WindowAttention2d",
     "convert_block_state",
