@@ -45,8 +45,8 @@ class ModulatedConv2d(nn.Module):
         StyleGAN2 (arXiv:1912.04958), sections 2.2 and B. State dicts in the layout of rosinality's ``ModulatedConv2d``
         load: a kernel ``(1, C_out, C_in, k, k)``, ``modulation``, and a ``blur.kernel``, which is dropped.
 
-    >>> block = ModulatedConv2d(8, 16, style_channels=4, resample="up")
-    >>> block(torch.randn(1, 8, 5, 7), torch.randn(1, 4)).shape
+    >>> x, style = torch.randn(1, 8, 5, 7), torch.randn(1, 4)
+    >>> ModulatedConv2d(8, 16, style_channels=4, resample="up")(x, style).shape
     torch.Size([1, 16, 10, 14])
     """
 
@@ -153,8 +153,8 @@ class ModulatedNoiseConv2d(nn.Module):
         StyleGAN2 (arXiv:1912.04958), figure 2. State dicts in the layout of rosinality's ``StyledConv`` load:
         ``conv``, ``noise.weight``, ``activate.bias``.
 
-    >>> block = ModulatedNoiseConv2d(8, 16, style_channels=4)
-    >>> block(torch.randn(1, 8, 5, 7), torch.randn(1, 4), NoiseField(3)).shape
+    >>> x, style = torch.randn(1, 8, 5, 7), torch.randn(1, 4)
+    >>> ModulatedNoiseConv2d(8, 16, style_channels=4)(x, style, NoiseField(3)).shape
     torch.Size([1, 16, 5, 7])
     """
 

@@ -64,7 +64,7 @@ class NoiseInjection(nn.Module):
         StyleGAN2 (arXiv:1912.04958), figure 2; loads the ``weight`` of its ``NoiseInjection``.
 
     >>> x = torch.randn(1, 8, 5, 7)
-    >>> torch.equal(NoiseInjection()(x, NoiseField(3)), x)  # the strength starts at 0
+    >>> NoiseInjection()(x, NoiseField(3)).equal(x)  # the strength starts at 0
     True
     """
 

@@ -53,9 +53,8 @@ class TextureHead(nn.Module):
         The style-based noise of StyleGAN2 (arXiv:1912.04958), section 2, on one layer; noise: Immerkaer, Fast Noise
         Variance Estimation (CVIU 64, 1996).
 
-    >>> head = TextureHead(8)
     >>> features, image = torch.randn(1, 8, 5, 7), torch.rand(1, 3, 5, 7)
-    >>> torch.equal(head(features, image, NoiseField(3)), image)
+    >>> TextureHead(8)(features, image, NoiseField(3)).equal(image)
     True
     """
 

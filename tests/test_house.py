@@ -57,7 +57,6 @@ WITHOUT_BENCHMARK = {
     **dict.fromkeys(["LossTerm", "WeightedLoss"], "only adds up what others compute"),
     **dict.fromkeys(["evaluate"], "the time is that of the net, and of what degrades and decodes images"),
     **dict.fromkeys(["ImageFolder", "TrainingSamples"], "the time is that of decoding, once an image"),
-    "NoiseField": "only names a noise, timed as noise_field",
     "rgb_to_y": "three products a pixel, timed within psnr and ssim",
 }
 
