@@ -11,8 +11,10 @@ from .frequency_attention import FrequencyCrossAttention
 from .frequency_fusion import FreqFuse, FreqSep
 from .frequency_mixing import HighPass, SpectralMix2d
 from .hybrid_attention import GridAttention, HybridAttention
+from .modulated import ModulatedConv2d, ModulatedNoiseConv2d
 from .moe import MoE2d
 from .multi_scale import MSGDown, MSGUp, OverlapPatchEmbed, SkipFusion
+from .noise_injection import NoiseField, NoiseInjection
 from .norm import LayerNorm2d, RMSNorm2d
 from .plk import DoubleConvChannelMixer, ElementwiseAttention, PartialLargeKernelConv, PLKBlock
 from .porting import BLOCK_SOURCES, BlockSource, convert_block_state
@@ -42,6 +44,7 @@ from .rrdb import RRDB, ResidualDenseBlock
 from .selective_scan import SelectiveScan2d, SSMGlobalMixer
 from .span import SPAB
 from .swin import ConvAttention, SwinBlock
+from .texture_head import TextureHead
 from .window_attention import OverlappingCrossAttention, WindowAttention2d
 
 __all__ = [
@@ -81,7 +84,11 @@ __all__ = [
     "MSGDown",
     "MSGUp",
     "MoE2d",
+    "ModulatedConv2d",
+    "ModulatedNoiseConv2d",
     "NAFBlock",
+    "NoiseField",
+    "NoiseInjection",
     "OverlapPatchEmbed",
     "OverlappingCrossAttention",
     "PLKBlock",
@@ -104,6 +111,7 @@ __all__ = [
     "SwitchBalance",
     "Temperature",
     "TextureExpert",
+    "TextureHead",
     "TopKRouter",
     "TransposedAttention",
     "WarmUp",

@@ -22,6 +22,9 @@ from ..kernels.expert_routing.operands import Operands as ExpertOperands
 from ..kernels.expert_routing.reference import route_top_k_reference
 from ..kernels.frequency_split.operands import mirror, radius_of, taps_of
 from ..kernels.frequency_split.reference import haar_merge_reference, haar_split_reference
+from ..kernels.modulated_conv.operands import Operands as Epilogue
+from ..kernels.modulated_conv.reference import noise_bias_act_reference
+from ..kernels.noise_field.reference import noise_field_reference
 from ..kernels.operand_rules import compute_dtype
 from ..kernels.selective_scan_2d.operands import pixels_of_steps
 from ..kernels.window_attention.operands import Layout, Operands
@@ -56,6 +59,8 @@ def to_onnx(module: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: An
             torch.ops.claritycore.haar_merge.default: _by_merging,
             torch.ops.claritycore.haar_split.default: _by_sums,
             torch.ops.claritycore.route_top_k.default: _by_choosing,
+            torch.ops.claritycore.noise_bias_act.default: _by_steps,
+            torch.ops.claritycore.noise_field.default: _by_mixing,
             torch.ops.claritycore.selective_scan_2d.default: _by_one_scan,
             torch.ops.claritycore.window_attention.default: _by_gathers,
         }
@@ -108,6 +113,19 @@ def _by_all_experts(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         expert = ACTIVATIONS[activation](tokens @ w1[e].T + b1[e]) @ w2[e].T + b2[e]
         y = y + torch.where(chosen.any(1, keepdim=True), gate * expert, 0)
     return y.to(x.x.dtype), x.indices.new_empty(x.indices.numel()), x.indices.new_empty(len(w1) + 1)
+
+
+def _by_mixing(
+    samples: Tensor, seed: int, layer: int, size: Sequence[int], offset: Sequence[int], dtype: torch.dtype, form: str
+) -> Tensor:
+    """Write `claritycore::noise_field` by its reference."""
+    return noise_field_reference(samples, seed, layer, size, offset, dtype)
+
+
+def _by_steps(*inputs: Any) -> Tensor:
+    """Write `claritycore::noise_bias_act` by its reference."""
+    operands, (activation, gain, clamp, _) = Epilogue(*inputs[: len(Epilogue._fields)]), inputs[len(Epilogue._fields) :]
+    return noise_bias_act_reference(operands, activation, gain, clamp)
 
 
 def _by_gathers(*inputs: Any) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,10 @@ from .expert_routing import KERNEL as _expert_routing
 from .expert_routing import expert_mlp, expert_mlp_reference, route_top_k, route_top_k_reference
 from .frequency_split import KERNEL as _frequency_split
 from .frequency_split import blur_split, fft_split, gaussian_sigma, haar_merge, haar_split
+from .modulated_conv import KERNEL as _modulated_conv
+from .modulated_conv import modulate, modulated_conv2d, noise_bias_act
+from .noise_field import KERNEL as _noise_field
+from .noise_field import noise_field
 from .selective_scan import KERNEL as _selective_scan
 from .selective_scan import selective_scan, selective_scan_reference
 from .selective_scan_2d import KERNEL as _selective_scan_2d
@@ -19,6 +23,9 @@ KERNELS = (
     _depthwise_conv2d,
     _expert_routing,
     _frequency_split,
+    _frequency_split,
+    _modulated_conv,
+    _noise_field,
     _selective_scan,
     _selective_scan_2d,
     _window_attention,
@@ -37,6 +44,10 @@ __all__ = [
     "gaussian_sigma",
     "haar_merge",
     "haar_split",
+    "modulate",
+    "modulated_conv2d",
+    "noise_bias_act",
+    "noise_field",
     "overlapping_window_attention",
     "route_top_k",
     "route_top_k_reference",

@@ -9,6 +9,8 @@ from .depthwise_conv2d import depthwise_conv2d_flops
 from .expert_routing import expert_mlp_flops, route_top_k_flops
 from .expert_routing.operands import DIFFERENTIABLE
 from .frequency_split import blur_split_flops, haar_split_flops
+from .modulated_conv import noise_bias_act_flops
+from .noise_field import noise_field_flops
 from .selective_scan import selective_scan_flops
 from .selective_scan_2d import selective_scan_2d_flops
 from .window_attention import window_attention_flops
@@ -77,6 +79,21 @@ def haar_back(ll: Shape, *_: Any, **__: Any) -> int:
     return haar_split_flops(batch, channels, 2 * height, 2 * width)
 
 
+def noise(samples: Shape, seed: int, layer: int, size: Sequence[int], *_: Any, **__: Any) -> int:
+    """`claritycore::noise_field`: 5 flops for each number."""
+    return noise_field_flops(*samples, *size)
+
+
+def epilogue(x: Shape, *_: Any, **__: Any) -> int:
+    """`claritycore::noise_bias_act`: 6 flops for each element."""
+    return noise_bias_act_flops(*x)
+
+
+def epilogue_backward(x: Shape, *_: Any, **__: Any) -> int:
+    """Backward of `claritycore::noise_bias_act`: the same once more, and as many for the gradients."""
+    return 2 * epilogue(x)
+
+
 def windows(*inputs: Any, **_: Any) -> int:
     """`claritycore::window_attention`: the logits and the mean of values, for the keys that each query sees."""
     qkv, kv, _, _, tokens, *layout = inputs
@@ -134,6 +151,9 @@ def kernel_flops() -> dict[Any, Formula]:
         ours.haar_merge: haar_back,
         ours.route_top_k: route,
         ours.route_top_k_backward: route_backward,
+        ours.noise_bias_act: epilogue,
+        ours.noise_bias_act_backward: epilogue_backward,
+        ours.noise_field: noise,
         ours.selective_scan: scan,
         ours.selective_scan_backward: scan_backward,
         ours.selective_scan_2d: scan_2d,

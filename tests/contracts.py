@@ -129,6 +129,34 @@ class ProbabilitiesOfOne(blocks.TopKRouter):
         )
 
 
+def style_of(x: torch.Tensor, width: int) -> torch.Tensor:
+    """A style that is the same for all maps."""
+    row = torch.linspace(0.5, 1.5, width, dtype=x.dtype, device=x.device)
+    return row.expand(x.shape[0] if x.ndim == 4 else 1, width)
+
+
+class ModulatedConvOfOne(blocks.ModulatedConv2d):
+    def forward(self, x):
+        return super().forward(x, style_of(x, self.style_channels))
+
+
+class ModulatedNoiseConvOfOne(blocks.ModulatedNoiseConv2d):
+    def forward(self, x):
+        return super().forward(x, style_of(x, self.conv.style_channels), blocks.NoiseField(3))
+
+
+class NoiseInjectionByField(blocks.NoiseInjection):
+    def forward(self, x):
+        return super().forward(x, blocks.NoiseField(3))
+
+
+class TextureHeadOfOne(blocks.TextureHead):
+    """The image is the features."""
+
+    def forward(self, x):
+        return super().forward(x, x, blocks.NoiseField(3))
+
+
 # By class, and after a blank by form where a class has several.
 BRANCHES = ("5x5", "3x3@2", "1x1", "identity", "1x1-3x3", "average", "laplacian")
 ATTENTION = {"channels": (4, 8), "pixels": 5}
@@ -323,6 +351,23 @@ CONTRACTS: dict[str, Contract] = {
     "MoE2d image": Contract(
         lambda c: MoEOfOne(c, [blocks.TextureExpert(c), blocks.PointwiseExpert(c)], level="image"), tile_safe=False
     ),
+    "ModulatedConv2d": Contract(
+        lambda c: ModulatedConvOfOne(c, 6, style_channels=3), lambda shape: (shape[0], 6, *shape[2:])
+    ),
+    "ModulatedConv2d up": Contract(
+        lambda c: ModulatedConvOfOne(c, 3, style_channels=3, resample="up"), upsampled(2, 3)
+    ),
+    "ModulatedConv2d down": Contract(
+        lambda c: ModulatedConvOfOne(c, 5, style_channels=3, resample="down", demodulate=False),
+        downsampled(2, 5),
+        stride=2,
+    ),
+    "NoiseInjection": Contract(NoiseInjectionByField),
+    "ModulatedNoiseConv2d": Contract(lambda c: ModulatedNoiseConvOfOne(c, c, style_channels=3, kernel_size=5)),
+    "ModulatedNoiseConv2d up": Contract(
+        lambda c: ModulatedNoiseConvOfOne(c, 3, style_channels=3, resample="up", clamp=256.0), upsampled(2, 3)
+    ),
+    "TextureHead": Contract(lambda c: TextureHeadOfOne(c, c, limit=1.0), pixels=9, tile_safe=False),
     "SelectiveScan2d": Contract(lambda c: blocks.SelectiveScan2d(c, d_state=4), tile_safe=False, pixels=2),
     "SSMGlobalMixer": Contract(lambda c: blocks.SSMGlobalMixer(c, d_state=4, gate=0.5), tile_safe=False, pixels=2),
 }

@@ -52,6 +52,13 @@ CLOSED_FORMS = {
         ([*EXPERTS, *GROUPS, (False, True, True, True, True, True), "torch"], {}, 4 * PRODUCT),
         ([*EXPERTS, *GROUPS, (False, False, False, False, True, True), "torch"], {}, 2 * PRODUCT),
     ],
+    "claritycore::noise_bias_act": [
+        ([MAP, (C,), None, None, None, "lrelu", 1.0, None, "torch"], {}, 6 * B * C * H * W)
+    ],
+    "claritycore::noise_bias_act_backward": [
+        ([MAP, (C,), None, None, None, MAP, "lrelu", 1.0, None, (True,) * 5, "torch"], {}, 12 * B * C * H * W)
+    ],
+    "claritycore::noise_field": [([(B,), 7, 0, (H, W), (0, 0), torch.float32, "torch"], {}, 5 * B * H * W)],
     "claritycore::selective_scan": [(SCAN, {}, 9 * B * C * L * N)],
     "claritycore::selective_scan_backward": [(SCAN, {}, 22 * B * C * L * N)],
     "claritycore::selective_scan_2d": [(SCAN_2D, {}, 9 * K * B * H * W * C * N)],

@@ -31,6 +31,9 @@ from claritycore.kernels import (
     fft_split,
     haar_merge,
     haar_split,
+    modulated_conv2d,
+    noise_bias_act,
+    noise_field,
     overlapping_window_attention,
     selective_scan,
     selective_scan_2d,
@@ -304,3 +307,29 @@ def test_a_blur_of_channels_by_deviations_of_their_own():
             return torch.ops.claritycore.blur_split(x, [0.5, 2.0], "torch")
 
     check(Blur(), lambda size: (normal(size),), [(1, 2, 12, 10)], None)
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        samples = torch.arange(x.shape[0], device=x.device)
+        return x + noise_field(2**40 + 3, x.shape[2:], samples=samples, layer=2, offset=(1, -3))
+
+
+def test_the_noise_field():
+    shapes = (dict.fromkeys((0, 2, 3), DYNAMIC),)
+    check(Noise(), lambda size: (normal((size[0], 3, *size[1:])),), [(2, 5, 8), (1, 3, 13)], shapes)
+
+
+class Modulated(nn.Module):
+    def forward(self, x, style, noise, weight, bias):
+        y = modulated_conv2d(x, weight, style)
+        return noise_bias_act(y, bias, noise, bias.mean(), style.abs(), clamp=1.5)
+
+
+def test_the_modulated_convolution_and_its_epilogue():
+    def make(size):
+        noise = normal((size[0], 1, *size[1:]), seed=1)
+        return normal((size[0], 4, *size[1:])), normal((size[0], 4)), noise, normal((4, 4, 3, 3)), normal((4,), seed=2)
+
+    shapes = dict.fromkeys((0, 2, 3), DYNAMIC), {0: DYNAMIC}, dict.fromkeys((0, 2, 3), DYNAMIC), {}, {}
+    check(Modulated(), make, [(2, 5, 8), (3, 4, 13)], shapes)
