@@ -1,7 +1,11 @@
 """Building blocks: each an `nn.Module` that stands alone, takes any H, W >= 1 and keeps the dtype of its input."""
 
 from .channel_attention import ChannelAttention, TransposedAttention
+from .conditioning import FiLM, LocalStatistics, PromptGenerator
+from .cross_attention import CrossAttention2d
 from .deformable_attention import DeformableAttention2d
+from .degradation import DegradationEstimate, DegradationEstimator, KernelPrior
+from .degradation_features import blockiness, edge_width, haar_sigma, immerkaer_sigma
 from .experts import ConvExpert, DetailExpert, Expert, PointwiseExpert, TextureExpert
 from .experts_restoration import ArtifactExpert, DeblurExpert, DenoiseExpert
 from .experts_windowed import AttentionExpert, FrequencyExpert
@@ -60,8 +64,11 @@ __all__ = [
     "ConvAttention",
     "ConvExpert",
     "ConvGate",
+    "CrossAttention2d",
     "DeblurExpert",
     "DeformableAttention2d",
+    "DegradationEstimate",
+    "DegradationEstimator",
     "DenoiseExpert",
     "DetailExpert",
     "DoubleConvChannelMixer",
@@ -69,6 +76,7 @@ __all__ = [
     "ElementwiseAttention",
     "EntropyLoss",
     "Expert",
+    "FiLM",
     "FreqBands",
     "FreqFuse",
     "FreqSep",
@@ -80,7 +88,9 @@ __all__ = [
     "HighPass",
     "HybridAttention",
     "ImportanceBalance",
+    "KernelPrior",
     "LayerNorm2d",
+    "LocalStatistics",
     "MSGDown",
     "MSGUp",
     "MoE2d",
@@ -95,6 +105,7 @@ __all__ = [
     "PartialLargeKernelConv",
     "PixelShuffleUp",
     "PointwiseExpert",
+    "PromptGenerator",
     "RMSNorm2d",
     "RepConv2d",
     "Reparameterizable",
@@ -117,7 +128,11 @@ __all__ = [
     "WarmUp",
     "WindowAttention2d",
     "ZLoss",
+    "blockiness",
     "convert_block_state",
+    "edge_width",
+    "haar_sigma",
+    "immerkaer_sigma",
     "reparameterize_model",
     "to_training_form",
     "verify_reparameterization",

@@ -23,7 +23,6 @@ KERNELS = (
     _depthwise_conv2d,
     _expert_routing,
     _frequency_split,
-    _frequency_split,
     _modulated_conv,
     _noise_field,
     _selective_scan,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..blocks import RouteResult
+from ..blocks import DegradationEstimate, RouteResult
 
 
 @dataclass
@@ -15,6 +15,8 @@ class Aux:
     Args:
         losses: scalar losses by name, already weighted.
         statistics: tensors by name; no gradient is needed of them.
+        degradation: what a `DegradationEstimator` of the net says of its input.
+        kernels: what a `KernelPrior` of the net reconstructs (B, k, k). Training holds both against what was drawn.
 
     >>> Aux({"balance": torch.tensor(0.5), "z": torch.tensor(0.25)}).total()
     tensor(0.7500)
@@ -22,6 +24,8 @@ class Aux:
 
     losses: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    degradation: DegradationEstimate | None = None
+    kernels: Tensor | None = None
 
     def add_route(self, name: str, route: RouteResult) -> None:
         """Take in the losses and the statistics of a router, under its name in the net.

@@ -1,5 +1,6 @@
 """One row of truth per public block: how to build it, and what it promises. The property tests come from here."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from claritycore import blocks, nets
-from claritycore.kernels.memory_format import memory_format_of
+from claritycore.kernels.memory_format import in_format_of, memory_format_of
 
 Shape = tuple[int, ...]
 
@@ -155,6 +156,53 @@ class TextureHeadOfOne(blocks.TextureHead):
 
     def forward(self, x):
         return super().forward(x, x, blocks.NoiseField(3))
+
+
+def constants(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """The same numbers whatever the map, for conditions that come from elsewhere."""
+    return torch.arange(math.prod(shape), device=like.device).to(like.dtype).sin().view(shape)
+
+
+class FiLMOfOne(blocks.FiLM):
+    """Conditioned on numbers of its own."""
+
+    def forward(self, x):
+        return super().forward(x, constants(x, 1, self.condition_channels).expand(x.shape[0], -1))
+
+
+class CrossAttention2dOfOne(blocks.CrossAttention2d):
+    """With three tokens of its own."""
+
+    def forward(self, x):
+        return super().forward(x, constants(x, 1, 3, self.token_channels).expand(x.shape[0], -1, -1))
+
+
+class PromptOfOne(blocks.PromptGenerator):
+    """A vector as a map of one pixel."""
+
+    def forward(self, x):
+        prompt = super().forward(x)
+        return prompt if prompt.ndim == 4 else prompt[:, :, None, None]
+
+
+class EstimateOfOne(blocks.DegradationEstimator):
+    """The numbers as a map of one pixel."""
+
+    def forward(self, x):
+        return super().forward(x).condition()[:, :, None, None]
+
+
+class KernelsOfOne(blocks.KernelPrior):
+    """The kernels of the codes, each as a map."""
+
+    tile_safe = False
+
+    def forward(self, x):
+        return in_format_of(self.reconstruct(super().forward(x))[:, None], x)
+
+
+def one_pixel(channels: int) -> Callable[[Shape], Shape]:
+    return lambda shape: (shape[0], channels, 1, 1)
 
 
 # By class, and after a blank by form where a class has several.
@@ -368,6 +416,26 @@ CONTRACTS: dict[str, Contract] = {
         lambda c: ModulatedNoiseConvOfOne(c, 3, style_channels=3, resample="up", clamp=256.0), upsampled(2, 3)
     ),
     "TextureHead": Contract(lambda c: TextureHeadOfOne(c, c, limit=1.0), pixels=9, tile_safe=False),
+    "FiLM": Contract(lambda c: louder(FiLMOfOne(c, 5), 5)),
+    "CrossAttention2d": Contract(lambda c: louder(CrossAttention2dOfOne(c, 5, num_heads=2), 3), channels=(4, 8)),
+    "PromptGenerator": Contract(lambda c: PromptOfOne(c, 6, num_prompts=3), one_pixel(6), tile_safe=False),
+    "PromptGenerator grid": Contract(
+        lambda c: PromptOfOne(c, 6, num_prompts=3, form="grid", size=3),
+        lambda shape: (shape[0], 6, *shape[2:]),
+        tile_safe=False,
+        pixels=4,
+    ),
+    "PromptGenerator spatial": Contract(
+        lambda c: PromptOfOne(c, 6, num_prompts=3, form="spatial"), lambda shape: (shape[0], 6, *shape[2:])
+    ),
+    "LocalStatistics": Contract(lambda c: blocks.LocalStatistics(5), both_bands, any_channels=True),
+    "DegradationEstimator": Contract(
+        lambda c: EstimateOfOne(c, widths=(4, 6), hidden=8), one_pixel(3), stride=4, tile_safe=False
+    ),
+    "KernelPrior": Contract(lambda c: blocks.KernelPrior(c, cell=4), downsampled(4, 8), stride=4),
+    "KernelPrior kernels": Contract(
+        lambda c: KernelsOfOne(c, cell=4, kernel_size=5), lambda shape: (shape[0], 1, 5, 5), stride=4, tile_safe=False
+    ),
     "SelectiveScan2d": Contract(lambda c: blocks.SelectiveScan2d(c, d_state=4), tile_safe=False, pixels=2),
     "SSMGlobalMixer": Contract(lambda c: blocks.SSMGlobalMixer(c, d_state=4, gate=0.5), tile_safe=False, pixels=2),
 }

@@ -39,7 +39,11 @@ WITHOUT_BENCHMARK = {
     **dict.fromkeys(["BlockSource", "CheckpointInfo", "MatchReport"], "only tells what was found"),
     **dict.fromkeys(["AutoConfig", "AutoModel", "BaseConfig", "RestorationNet"], "makes things once"),
     **dict.fromkeys(["list_models", "register_config", "register_presets", "Kernel"], "looks a name up"),
-    **dict.fromkeys(["Aux", "RestorationOutput", "RouteResult", "Summary"], "only holds what others computed"),
+    **dict.fromkeys(
+        ["Aux", "DegradationEstimate", "RestorationOutput", "RouteResult", "Summary"], "only holds what others computed"
+    ),
+    **dict.fromkeys(["degradation_targets", "supervise"], "a few sums over the numbers of a batch"),
+    **dict.fromkeys(["train_estimator", "evaluate_estimator"], "the time is that of the estimator and of degrade"),
     **dict.fromkeys(
         ["BiasBalance", "EntropyLoss", "ImportanceBalance", "RouterNoise", "RouterPolicy", "SwitchBalance", "ZLoss"],
         "a few sums over the probabilities of a router",

@@ -7,6 +7,7 @@ from .adversarial import AdversarialLoss
 from .data import ImageFolder, TrainingSamples
 from .degradations import Degraded, Recipe, degrade, find_recipe, list_recipes, register_recipe
 from .discriminators import UNetDiscriminator
+from .estimator import evaluate_estimator, train_estimator
 from .evaluation import Evaluation
 from .frequency_losses import FFTLoss, FocalFrequencyLoss, LaplacianLoss
 from .inception import Inception
@@ -18,6 +19,7 @@ from .pixel_losses import CharbonnierLoss, L1Loss, L2Loss, SSIMLoss
 from .presets import Preset, find_preset, preset_names
 from .run_files import read_state
 from .settings import TrainingSettings
+from .supervision import degradation_targets, supervise
 from .validation import evaluate
 
 __all__ = [
@@ -44,13 +46,17 @@ __all__ = [
     "UNetDiscriminator",
     "VGGLoss",
     "WeightedLoss",
+    "degradation_targets",
     "degrade",
     "evaluate",
+    "evaluate_estimator",
     "find_preset",
     "find_recipe",
     "list_recipes",
     "preset_names",
     "read_state",
     "register_recipe",
+    "supervise",
     "train",
+    "train_estimator",
 ]

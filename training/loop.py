@@ -24,6 +24,7 @@ from .run_config import write_config
 from .run_files import BEST, CHECKPOINT, WEIGHTS, RunState, write_state
 from .run_images import crop_shapes, images_of, recipe_of
 from .settings import TrainingSettings
+from .supervision import supervise
 from .trained_net import TrainedNet
 from .validation import Evaluation, cropped, evaluate
 
@@ -158,9 +159,10 @@ class _Run:
         self.critic.begin(step)
         values: dict[str, float] = {}
         for micro in range(micro_batches):
-            clean, degraded = self._pair(_next(batches))
+            clean, degraded, report = self._pair(_next(batches))
             with self.fabric.no_backward_sync(self.model.net, enabled=micro < micro_batches - 1):
                 output = self.model(degraded)
+                supervise(output.aux, report, scale=self.scale)
                 with self.fabric.autocast():
                     loss, parts = self.loss(output.image, clean, step)
                 total = loss + output.aux.total().to(loss)
@@ -245,15 +247,15 @@ class _Run:
             worker_init_fn=leave_signals_to_the_run,
         )
 
-    def _pair(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Bring a batch to the device, and degrade it there unless it came in pairs."""
-        clean = sample.clean.to(self.fabric.device, non_blocking=True)
+    def _pair(self, sample: Sample) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
+        """Bring a batch to the device, and degrade it there unless it came in pairs; say what was drawn for it."""
+        clean, report = sample.clean.to(self.fabric.device, non_blocking=True), None
         if sample.degraded.numel():
             degraded = sample.degraded.to(self.fabric.device, non_blocking=True)
         else:
             with torch.no_grad():
-                degraded = degrade(clean, self.recipe, cast(Tensor, sample.seed), scale=self.scale).image
-        return clean, degraded.contiguous(memory_format=torch.channels_last)
+                degraded, report = degrade(clean, self.recipe, cast(Tensor, sample.seed), scale=self.scale)
+        return clean, degraded.contiguous(memory_format=torch.channels_last), report
 
     def _clip(self, step: int, clean: Tensor, degraded: Tensor) -> None:
         """Bound the norm of the gradient; without a bound it is measured, since NaN in it is to go no further."""

@@ -1,0 +1,204 @@
+"""Estimates in training: what was drawn is the target, a run makes it a loss, and an estimator alone learns."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from claritycore.blocks import DegradationEstimate, DegradationEstimator, FiLM, KernelPrior
+from claritycore.nets import AutoModel, Aux, BaseConfig, RestorationNet, RestorationOutput, register_config
+from claritycore.training import (
+    ImageFolder,
+    Recipe,
+    degradation_targets,
+    degrade,
+    evaluate_estimator,
+    supervise,
+    train,
+    train_estimator,
+)
+from claritycore.training.blur_kernels import gaussian_kernels
+from claritycore.training.blur_stage import Blur
+from claritycore.training.stages import Downsample, Noise
+from claritycore.training.supervision import estimate_losses, kernel_loss
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+
+SEEDS = list(range(40))
+
+
+def drawn(recipe, scale=1):
+    return degrade(torch.full((len(SEEDS), 3, 16, 16), 0.5), recipe, SEEDS, scale=scale).report
+
+
+def test_targets_are_what_was_drawn():
+    report = drawn("joint")
+    targets = degradation_targets(report)
+    torch.testing.assert_close(targets.noise, report["noise_sigma"])
+    assert not targets.noise[~report["noise"]].any()
+    torch.testing.assert_close(targets.quality[report["jpeg"]], report["jpeg_quality"][report["jpeg"]] / 100)
+    assert (targets.quality[~report["jpeg"]] == 1).all()
+    assert not targets.blur[~report["blur"]].any()
+    small = report["blur"] & (report["blur_sigma_x"] > 0.6)  # below, pixels are too coarse for the kernel
+    torch.testing.assert_close(targets.blur[small], report["blur_sigma_x"][small], rtol=0.03, atol=0)
+    torch.testing.assert_close(degradation_targets(drawn("joint", 2), scale=2).blur, targets.blur / 2)
+
+
+def test_blur_is_the_mean_variance_of_both_axes():
+    kernel = gaussian_kernels(31, torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([0.4])).float()
+    targets = degradation_targets({"order": torch.zeros(1, 1), "blur_kernel": kernel})
+    assert targets.blur.item() == pytest.approx(math.sqrt((1 + 9) / 2), rel=0.01)
+
+
+def test_what_the_report_does_not_tell_is_unknown():
+    poisson = Recipe("counts", (Downsample(), Noise(sigma=(0.1, 0.1), poisson=0.5)))
+    report = drawn(poisson)
+    targets = degradation_targets(report)
+    counted = report["noise_poisson"] > 0
+    assert counted.any()
+    assert torch.equal(targets.noise.isnan(), counted)
+    assert targets.blur.isnan().all()
+    assert targets.quality.isnan().all()
+    with pytest.raises(ValueError, match="recipe must have a stage named noise, blur or jpeg, its report has order"):
+        degradation_targets(drawn("clean"))
+
+
+def test_losses_are_means_over_what_is_known():
+    estimate = DegradationEstimate(*torch.tensor([[0.1, 0.3], [1.0, 2.0], [0.5, 0.5]]).requires_grad_())
+    targets = DegradationEstimate(torch.tensor([0.0, math.nan]), torch.full((2,), math.nan), torch.tensor([1.0, 0.5]))
+    losses = estimate_losses(estimate, targets)
+    assert {name: pytest.approx(loss.item(), abs=1e-6) for name, loss in losses.items()} == {
+        "noise": 1.0,
+        "blur": 0.0,
+        "quality": 0.25,
+    }
+    gradients = torch.autograd.grad(sum(losses.values()), estimate)
+    assert [gradient.tolist() for gradient in gradients[:2]] == [[pytest.approx(10), 0], [0, 0]]
+
+
+def test_kernels_are_compared_where_both_are():
+    kernels, targets = torch.rand(2, 7, 7), torch.rand(2, 5, 5)
+    padded = torch.zeros(2, 7, 7)
+    padded[:, 1:6, 1:6] = targets
+    assert kernel_loss(kernels, targets).item() == pytest.approx((kernels - padded).abs().sum().item() / 2, rel=1e-5)
+    with pytest.raises(ValueError, match="kernel_size of the prior must be at least that of the recipe, 7, got 5"):
+        kernel_loss(targets, kernels)
+
+
+def test_pairs_have_no_target_and_leave_a_gradient_of_zero():
+    values = torch.rand(3, 2, requires_grad=True)
+    aux = Aux(degradation=DegradationEstimate(*values), kernels=values[:, :, None])
+    supervise(aux, None)
+    assert {name: loss.item() for name, loss in aux.losses.items()} == {
+        "degradation.noise": 0,
+        "degradation.blur": 0,
+        "degradation.quality": 0,
+        "degradation.kernel": 0,
+    }
+    aux.total().backward()
+    assert not values.grad.any()
+
+
+class Conditioned(RestorationNet):
+    """A convolution that is told of noise, blur and quality, and of the blur around."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale, self.in_channels = 1, 3
+        self.tile_safe, self.receptive_radius, self.tile_multiple = False, 0, 1
+        self.stem, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.estimator, self.prior = DegradationEstimator(widths=(4, 6), hidden=8), KernelPrior(8, kernel_size=13)
+        self.film, self.deblur = FiLM(8, 3), FiLM(8, 8)
+
+    def forward(self, image, *, return_aux=False):
+        estimate, x = self.estimator(image), self.stem(image)
+        code = self.prior(x)
+        restored = image + self.last(self.deblur(self.film(x, estimate.condition()), code))
+        aux = Aux(degradation=estimate, kernels=self.prior.reconstruct(code))
+        return RestorationOutput(restored, aux) if return_aux else restored
+
+
+@pytest.fixture
+def conditioned():
+    @register_config("conditioned")
+    @dataclass(frozen=True)
+    class ConditionedConfig(BaseConfig):
+        scale: int = 1
+
+        def build(self):
+            return Conditioned(self)
+
+    return ConditionedConfig()
+
+
+def test_a_run_supervises_both_through_aux(make_settings, conditioned):
+    folder = train(conditioned, make_settings(name="joint", steps=3, recipe="joint", loss="l1", log_every=1))
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if "loss" in line):
+        estimates = [line[f"degradation.{name}"] for name in ("noise", "blur", "quality", "kernel")]
+        assert all(value > 0 for value in estimates)
+        assert line["loss"] == pytest.approx(line["l1"] + sum(estimates), rel=1e-4)
+
+
+def test_every_parameter_of_such_a_net_has_a_gradient(conditioned):
+    net = AutoModel.from_config(conditioned)
+    with torch.no_grad():  # off their zeros
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    degraded, report = degrade(torch.rand(2, 3, 16, 16), "joint", [0, 1])
+    output = net(degraded, return_aux=True)
+    supervise(output.aux, report)
+    (output.image.square().mean() + output.aux.total()).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
+
+
+def test_a_kernel_prior_learns_the_kernel():
+    torch.manual_seed(0)
+    prior = KernelPrior(3, cell=8, kernel_size=13)
+    optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
+    noise, losses = torch.rand(16, 3, 32, 32), []
+    for _ in range(60):
+        degraded, report = degrade(noise, Recipe("soft", (Blur(sigma=(0.3, 2.0), sizes=(13,)),)), range(16))
+        aux = Aux(kernels=prior.reconstruct(prior(degraded - 0.5)))
+        supervise(aux, report)
+        optimizer.zero_grad()
+        aux.total().backward()
+        optimizer.step()
+        losses.append(aux.total().item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_an_estimator_learns_the_noise_and_repeats_to_the_bit(photos):
+    recipe = Recipe("noisy", (Downsample(), Noise(sigma=(0.0, 0.2))))
+    images, found = ImageFolder(photos), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        estimator = DegradationEstimator(widths=(6, 8), hidden=8)
+        before = evaluate_estimator(estimator, images, recipe=recipe, draws=4)
+        losses = []
+        follow = lambda step, loss, losses=losses: losses.append((step, loss))  # noqa: E731
+        train_estimator(
+            estimator, images, recipe=recipe, steps=120, batch_size=4, patch_size=32, lr=1e-2, follow=follow
+        )
+        assert [step for step, _ in losses] == list(range(1, 121))
+        after = evaluate_estimator(estimator, images, recipe=recipe, draws=4)
+        assert after.keys() == {"noise"}
+        assert after["noise"] < 0.5 * before["noise"]
+        found.append(losses)
+    assert found[0] == found[1]
+
+
+def test_bad_arguments_raise(photos):
+    estimator, images = DegradationEstimator(widths=(4,)), ImageFolder(photos)
+    for name in ("steps", "batch_size", "patch_size"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
+            train_estimator(estimator, images, **{name: 0})
+    with pytest.raises(ValueError, match="lr must be positive, got 0"):
+        train_estimator(estimator, images, lr=0)
+    with pytest.raises(ValueError, match="draws must be an integer of at least 1, got 0"):
+        evaluate_estimator(estimator, images, draws=0)
+    with pytest.raises(ValueError, match="recipe must have a stage named noise, blur or jpeg"):
+        train_estimator(estimator, images, recipe="clean", steps=1, batch_size=1, patch_size=16)
