@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.memory_format import in_format_of
 from .checks import check_choice, check_feature_map, check_odd, check_positive
 from .initialisation import fill
-from ..kernels.memory_format import in_format_of
 from .padding import take
 from .precision import at_least_float32
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_feature_map, check_positive
 from ..kernels.memory_format import channels_last, in_format_of
+from .checks import check_feature_map, check_positive
 from .norm import LayerNorm2d
 
 

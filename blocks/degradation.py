@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.memory_format import in_format_of
 from .checks import check_feature_map, check_odd, check_positive
 from .degradation_features import FAINTEST, fixed_features
-from ..kernels.memory_format import in_format_of
 from .padding import pad_to_multiple
 from .precision import at_least_float32
 from .strided_conv import StridedConv2d

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels import modulate, modulated_conv2d, noise_bias_act
-from .checks import check_choice, check_feature_map, check_odd, check_positive
 from ..kernels.memory_format import in_format_of
+from .checks import check_choice, check_feature_map, check_odd, check_positive
 from .noise_injection import NoiseField, NoiseInjection
 from .precision import at_least_float32, without_autocast
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels import blur_split
-from .checks import check_feature_map, check_positive
 from ..kernels.memory_format import in_format_of
+from .checks import check_feature_map, check_positive
 from .modulated import ModulatedNoiseConv2d
 from .noise_injection import NoiseField
 from .precision import at_least_float32, without_autocast
