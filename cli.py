@@ -31,8 +31,9 @@ BLOCK_CHANNELS, BLOCK_SIDE = 64, 64
 BLOCKS: dict[str, type[nn.Module]] = {
     name: block
     for name, block in vars(blocks).items()
-    if name in blocks.__all__ and hasattr(block, "forward") and block is not blocks.Reparameterizable
+    if name in blocks.__all__ and hasattr(block, "forward") and block not in (blocks.Reparameterizable, blocks.Expert)
 }
+MAPS = ("x", "image", "skip", "condition")  # as blocks call them; a style or tokens have another shape
 
 
 def doctor(arguments: Sequence[str]) -> None:
@@ -81,7 +82,10 @@ def summary(arguments: Sequence[str]) -> None:
         with torch.device("meta"):
             target = AutoModel.from_config(target)
     else:
-        channels, default_size = stated(target, "in_channels", stated(target, "channels", 3)), (BLOCK_SIDE, BLOCK_SIDE)
+        channels, default_size = (
+            stated(target, "in_channels", stated(target, "channels", 3)) or 3,
+            (BLOCK_SIDE, BLOCK_SIDE),
+        )
     height, width = (given or default for given, default in zip(size, default_size, strict=True))
     if deployed:
         reparameterize_model(target.eval(), inplace=True)
@@ -205,6 +209,8 @@ def _takes_maps_alone(block: type[nn.Module]) -> bool:
         parameters = inspect.signature(function).parameters
         given = [parameters[name] for name in _required(function) if name != "self"]
         if any(parameter.annotation not in (kind, kind.__name__) for parameter in given):
+            return False
+        if kind is Tensor and any(parameter.name not in MAPS for parameter in given):
             return False
     return True
 

@@ -58,9 +58,11 @@ def to_onnx(module: nn.Module, arguments: tuple[Any, ...], *, dynamic_shapes: An
             torch.ops.claritycore.expert_mlp.default: _by_all_experts,
             torch.ops.claritycore.haar_merge.default: _by_merging,
             torch.ops.claritycore.haar_split.default: _by_sums,
-            torch.ops.claritycore.route_top_k.default: _by_choosing,
+            torch.ops.claritycore.route_top_k.default: lambda logits, bias, k, _: route_top_k_reference(
+                logits, k, bias
+            ),
             torch.ops.claritycore.noise_bias_act.default: _by_steps,
-            torch.ops.claritycore.noise_field.default: _by_mixing,
+            torch.ops.claritycore.noise_field.default: lambda *inputs: noise_field_reference(*inputs[:-1]),
             torch.ops.claritycore.selective_scan_2d.default: _by_one_scan,
             torch.ops.claritycore.window_attention.default: _by_gathers,
         }
@@ -97,11 +99,6 @@ def _by_merging(ll: Tensor, lh: Tensor, hl: Tensor, hh: Tensor, size: Sequence[i
     return haar_merge_reference((ll, lh, hl, hh), size, fold)
 
 
-def _by_choosing(logits: Tensor, bias: Tensor | None, k: int, form: str) -> tuple[Tensor, Tensor]:
-    """Write `claritycore::route_top_k` by its reference."""
-    return route_top_k_reference(logits, k, bias)
-
-
 def _by_all_experts(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Write `claritycore::expert_mlp` as products of all tokens with each expert; no groups are formed."""
     x, activation = ExpertOperands(*inputs[:-2]), inputs[-2]
@@ -113,13 +110,6 @@ def _by_all_experts(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         expert = ACTIVATIONS[activation](tokens @ w1[e].T + b1[e]) @ w2[e].T + b2[e]
         y = y + torch.where(chosen.any(1, keepdim=True), gate * expert, 0)
     return y.to(x.x.dtype), x.indices.new_empty(x.indices.numel()), x.indices.new_empty(len(w1) + 1)
-
-
-def _by_mixing(
-    samples: Tensor, seed: int, layer: int, size: Sequence[int], offset: Sequence[int], dtype: torch.dtype, form: str
-) -> Tensor:
-    """Write `claritycore::noise_field` by its reference."""
-    return noise_field_reference(samples, seed, layer, size, offset, dtype)
 
 
 def _by_steps(*inputs: Any) -> Tensor:

@@ -43,8 +43,11 @@ def test_doctor(capsys):
     assert f"claritycore  {__version__}" in capsys.readouterr().out
 
 
-# What takes a module or bands is made in Python.
-MADE_IN_PYTHON = ("ConvAttention", "FreqFuse", "FrequencyCrossAttention", "SwinBlock")
+# What takes a module, bands, tokens or a style is made in Python.
+MADE_IN_PYTHON = (
+    *("ConvAttention", "CrossAttention2d", "FreqFuse", "FrequencyCrossAttention", "MoE2d", "ModulatedConv2d"),
+    *("ModulatedNoiseConv2d", "SwinBlock", "TextureHead"),
+)
 
 
 @pytest.mark.parametrize("name", [*BLOCKS, "rrdbnet-lite", "plksr-tiny", "span"])
