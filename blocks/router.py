@@ -175,7 +175,7 @@ class TopKRouter(nn.Module):
         weight, bias = (parameter.to(features.dtype) for parameter in (self.gate.weight, self.gate.bias))
         scores = F.linear(features, weight, bias).view(images, features.shape[0] // max(images, 1))
         each = scores.shape[1]
-        kept = (each * round(self.keep * FINENESS) + FINENESS - 1) // FINENESS
+        kept = (each * max(round(self.keep * FINENESS), 1) + FINENESS - 1) // FINENESS
         # A stable sort: of equal regions the first ones, on every device.
         order = scores.sort(dim=1, descending=True, stable=True).indices.narrow(1, 0, kept)
         regions = (order.sort(dim=1).values + each * torch.arange(images, device=order.device)[:, None]).flatten()
@@ -197,7 +197,7 @@ class TopKRouter(nn.Module):
 
     def _look_at_steps(self) -> None:
         # A number of Python's, not the tensor: a compiled router has two graphs, and waits for no device.
-        if self.warm_up and self.steps is not None:
+        if self.warm_up and self.steps is not None and not self.steps.is_meta:
             self.warming_up = bool(self.steps < self.warm_up)
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
