@@ -50,8 +50,8 @@ class MoE2d(nn.Module):
 
     No region is dropped, however many go to one expert. On an image and in eval, all depends on that image alone.
 
-    Where it is compiled, exported or on `meta`, the levels "window" and "image" compute every expert for everything and
-    mask: the same numbers, without the saving; so does "token" as ONNX.
+    Where it is compiled, exported, traced or on `meta`, the levels "window" and "image" compute every expert for
+    everything and mask: the same numbers, without the saving; so does "token" as ONNX.
 
     Shape:
         - x: ``(B, C, H, W)``
@@ -70,12 +70,13 @@ class MoE2d(nn.Module):
         fallback: an expert that counts for what the router is unsure of.
 
     Raises:
-        TypeError: if the input is not floating point, or an expert of tokens is no `PointwiseExpert`.
+        TypeError: if the input is not floating point, the router is no `TopKRouter`, an expert is no module, or one of
+            tokens is no `PointwiseExpert`.
         ValueError: if there is no expert, a number is < 1, ``k`` is more than there are experts or given with a router,
             the router is one for other channels or experts, or has a gate at level "image"; if an expert sees
-            further than its level allows, or cuts the map into cells that windows are no multiples of; if experts of
-            tokens differ in width; if the input has another number of channels, conditions are of another shape, or an
-            expert changes the shape of its map.
+            further than its level allows, has other channels, or cuts the map into cells that windows are no multiples
+            of; if experts of tokens differ in width; if the input has another number of channels, conditions are of
+            another shape, or an expert changes the shape of its map.
 
     Source:
         Outrageously Large Neural Networks (arXiv:1701.06538), section 2; in restoration SeemoRe (arXiv:2402.03412) and
@@ -106,7 +107,7 @@ class MoE2d(nn.Module):
         check_positive(channels=channels, window_size=window_size)
         check_choice("level", level, get_args(Level))
         every = [*experts, *(expert for expert in (shared, fallback) if expert is not None)]
-        _check_experts(experts, every, level, window_size)
+        _check_experts(experts, every, channels, level, window_size)
         self.channels, self.level, self.window_size = channels, level, window_size
         self.has_shared, self.has_fallback = shared is not None, fallback is not None
         width = channels if level == "token" else 2 * channels
@@ -186,7 +187,8 @@ class MoE2d(nn.Module):
 
 def computes_all(x: Tensor) -> bool:
     """Whether every expert is computed for everything: what is chosen is not known before a program runs."""
-    return x.is_meta or torch.compiler.is_compiling()
+    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return x.is_meta or torch.compiler.is_compiling() or tracing
 
 
 def _by_region(conditions: Sequence[Tensor], rows: int, columns: int, multiple: int) -> list[Tensor]:
@@ -205,6 +207,8 @@ def _router(router: TopKRouter | None, k: int | None, width: int, experts: int, 
         return TopKRouter(width, experts, k=2 if k is None else k)
     if k is not None:
         raise ValueError(f"k must be left out where a router is given, which has its own, got {k}")
+    if not isinstance(router, TopKRouter):
+        raise TypeError(f"router must be a TopKRouter, got {type(router).__name__}")
     if (router.in_channels, router.num_experts) != (width, experts):
         found = f"{router.in_channels} and {router.num_experts}"
         raise ValueError(f"router must be of {width} channels and {experts} experts at level {level!r}, got {found}")
@@ -213,11 +217,17 @@ def _router(router: TopKRouter | None, k: int | None, width: int, experts: int, 
     return router
 
 
-def _check_experts(experts: Sequence[nn.Module], every: Sequence[nn.Module], level: Level, window: int) -> None:
+def _check_experts(
+    experts: Sequence[nn.Module], every: Sequence[nn.Module], channels: int, level: Level, window: int
+) -> None:
     if len(experts) == 0:
         raise ValueError("experts must be at least one, got none")
     for expert in every:
+        if not isinstance(expert, nn.Module):
+            raise TypeError(f"experts must be modules, got {expert!r}")
         name, halo, cell = type(expert).__name__, halo_of(expert), getattr(expert, "tile_multiple", 1)
+        if isinstance(expert, Expert) and expert.channels != channels:
+            raise ValueError(f"experts must have {channels} channels, got {name} with {expert.channels}")
         if level == "token" and halo != 0:
             raise ValueError(f"experts must have halo 0 at level 'token', got {name} with {halo}: take level 'window'")
         if level == "token" and not isinstance(expert, PointwiseExpert):

@@ -197,7 +197,7 @@ class TopKRouter(nn.Module):
 
     def _look_at_steps(self) -> None:
         # A number of Python's, not the tensor: a compiled router has two graphs, and waits for no device.
-        if self.warm_up and self.steps is not None:
+        if self.warm_up and self.steps is not None and not self.steps.is_meta:
             self.warming_up = bool(self.steps < self.warm_up)
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:

@@ -8,9 +8,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from claritycore.blocks import (
+    ArtifactExpert,
     AttentionExpert,
     BiasBalance,
     ConvExpert,
+    DeblurExpert,
     DetailExpert,
     Expert,
     FrequencyExpert,
@@ -130,6 +132,39 @@ def test_every_size_is_the_dense_sum(level, size):
     moe = mixture(level, k=1)
     x = normal((2, C, *size), dtype=torch.float64)
     torch.testing.assert_close(moe(x)[0], dense(moe, x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(31, 33), (17, 14), (5, 7), (1, 37), (1, 1)])
+@pytest.mark.parametrize("expert", [DetailExpert, ArtifactExpert, DeblurExpert, TextureExpert])
+def test_a_lone_expert_computes_by_window_what_it_computes_for_the_whole_map(expert, size):
+    alone = expert(C).double()
+    moe = MoE2d(C, [alone], k=1, level="window", window_size=16).double()
+    x = normal((2, C, *size), dtype=torch.float64)
+    torch.testing.assert_close(moe(x)[0], x + alone(x), rtol=1e-12, atol=1e-12)
+
+
+class Image(nn.Module):
+    """The map alone: what is traced returns nothing but tensors."""
+
+    def __init__(self, moe: MoE2d) -> None:
+        super().__init__()
+        self.moe = moe
+
+    def forward(self, x):
+        return self.moe(x)[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*trac:torch.jit.TracerWarning", "ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.parametrize("level", LEVELS)
+def test_traced_it_does_not_keep_the_choice_of_the_example(level):
+    moe = mixture(level, k=1).eval()
+    maps = [normal((1, C, 4, 4), seed=seed, dtype=torch.float64) for seed in range(8)]
+    with torch.no_grad():
+        assert len({tuple(moe(x)[1].indices.flatten().tolist()) for x in maps}) > 1
+        traced = torch.jit.trace(Image(moe), maps[0], check_trace=False)
+        for x in maps:
+            # A trace keeps some numbers of attention in single precision; another expert is off by much more.
+            torch.testing.assert_close(traced(x), moe(x)[0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("level", "keep"), [("token", 0.3), ("window", 0.3), ("image", 1.0)])
@@ -355,6 +390,13 @@ class Foreign(nn.Module):
             ValueError,
             "window_size must be a multiple of the cells of FrequencyExpert, 8, got 12",
         ),
+        (
+            {"experts": [PointwiseExpert(C), PointwiseExpert(8)]},
+            ValueError,
+            "experts must have 4 channels, got PointwiseExpert with 8",
+        ),
+        ({"experts": [nn.GELU, nn.GELU], "level": "image"}, TypeError, "experts must be modules, got .*GELU.*"),
+        ({"router": nn.Linear(C, 2)}, TypeError, "router must be a TopKRouter, got Linear"),
         (
             {"router": TopKRouter(C, 3)},
             ValueError,

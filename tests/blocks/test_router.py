@@ -165,6 +165,18 @@ def test_warm_up_goes_to_all_experts_and_its_end_survives_a_checkpoint():
     assert made(X).indices.shape == (70, 5)
 
 
+def test_a_router_without_data_takes_a_checkpoint_that_is_assigned():
+    made = router(policies=(WarmUp(2),))
+    for _ in range(2):
+        made.step()
+    with torch.device("meta"):
+        fresh = router(policies=(WarmUp(2),))
+    fresh.load_state_dict(fresh.state_dict())  # of which nothing is known yet
+    assert fresh.warming_up
+    fresh.load_state_dict(made.state_dict(), assign=True)
+    assert fresh(X).indices.shape == (70, 2)
+
+
 def test_a_router_that_warms_up_compiles_as_two_graphs_and_no_more():
     graphs = []
 
