@@ -34,24 +34,6 @@ def pad_to_multiple(image: Tensor, multiple: int, *, surround: int = 0) -> Tenso
     return image
 
 
-def pad_around(image: Tensor, multiple: int, border: int) -> Tensor:
-    """Pad as `pad_to_multiple` does, and by a border on each side more, which mirrors the image and not its padding.
-
-    Shape:
-        ``(B, C, H, W)`` -> ``(B, C, H' + 2 border, W' + 2 border)``; memory format kept.
-
-    >>> pad_around(torch.tensor([[[[1.0, 2.0, 3.0, 4.0, 5.0]]]]), 3, 1)[0, 0, 0]
-    tensor([2., 1., 2., 3., 4., 5., 4., 3.])
-    """
-    if border == 0:
-        return pad_to_multiple(image, multiple)
-    for dim in (2, 3):
-        size = image.shape[dim]
-        index = torch.arange(-border, (size + multiple - 1) // multiple * multiple + border, device=image.device)
-        image = take(image, dim, torch.where(index < size, index.abs(), 2 * (size - 1) - index).clamp(0, size - 1))
-    return image
-
-
 def take(image: Tensor, dim: int, index: Tensor) -> Tensor:
     """Rows (`dim` 2) or columns (`dim` 3) of a map by number, as `index_select` takes them, memory format kept.
 
