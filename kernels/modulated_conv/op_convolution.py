@@ -139,7 +139,7 @@ def modulated_conv2d(
         weight.to(torch.promote_types(weight.dtype, compute_dtype(x))), style, demodulate=demodulate, eps=eps
     )
     padding = weight.shape[2] // 2
-    if form == "scale":
+    if form == "scale" or x.shape[0] == 0:  # there are no groups of none
         y = F.conv2d(x * in_scale.to(x.dtype)[:, :, None, None], kernel.to(x.dtype), padding=padding)
         return (y * out_scale[:, :, None, None]).to(x.dtype)
     kernels = kernel * in_scale[:, None, :, None, None] * out_scale[:, :, None, None, None]
