@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .checks import check_choice, check_feature_map, check_positive
 from .frequency import FreqBands, FreqSplit2d
 from .precision import at_least_float32
+from .tiling import side_by_side, tiling_of
 
 
 class FreqFuse(nn.Module):
@@ -58,7 +59,7 @@ class FreqFuse(nn.Module):
         self.gate = _BandGate(channels) if gate == "conv" else gate
         self.low_weight = nn.Parameter(torch.zeros(channels))
         self.high_weight = nn.Parameter(torch.zeros(channels))
-        self.tile_safe, self.receptive_radius, self.tile_multiple = _tiling(self.gate)
+        self.tile_safe, self.receptive_radius, self.tile_multiple = tiling_of(self.gate)
 
     def forward(self, x: Tensor, bands: FreqBands | tuple[Tensor, Tensor]) -> Tensor:
         check_feature_map(x, self.channels, self)
@@ -119,11 +120,8 @@ class FreqSep(nn.Module):
         self.split = FreqSplit2d(channels) if split is None else split
         self.structure, self.texture = structure, texture
         self.fuse = FreqFuse(channels) if fuse is None else fuse
-        parts = [_tiling(part) for part in (self.split, structure, texture, self.fuse)]
-        self.tile_safe = all(safe for safe, _, _ in parts)
-        radii = [radius for _, radius, _ in parts]
-        self.receptive_radius = radii[0] + max(radii[1:3]) + radii[3]
-        self.tile_multiple = math.lcm(*(multiple for _, _, multiple in parts))
+        paths = side_by_side(structure, texture)
+        self.tile_safe, self.receptive_radius, self.tile_multiple = tiling_of(self.split, paths, self.fuse)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         check_feature_map(x, self.channels, self)
@@ -171,14 +169,3 @@ def two_maps(bands: FreqBands | tuple[Tensor, Tensor], block: nn.Module) -> tupl
         raise TypeError(f"{type(block).__name__} takes FreqBands, or low and high, got {got}")
     low, high = bands[:2]
     return low, high
-
-
-def _tiling(part: nn.Module | None) -> tuple[bool, int, int]:
-    """Whether a part is tile_safe, how far it reaches, and what tiles are multiples of; None passes maps on."""
-    if part is None or isinstance(part, nn.Identity):
-        return True, 0, 1
-    return (
-        getattr(part, "tile_safe", False),
-        getattr(part, "receptive_radius", 0),
-        getattr(part, "tile_multiple", 1),
-    )

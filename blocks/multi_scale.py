@@ -11,11 +11,11 @@ from .checks import check_choice, check_feature_map, check_odd, check_positive
 from .ffn import ConvGate
 from .padding import pad_to_multiple, take
 from .pixel_shuffle import pixel_shuffle, pixel_unshuffle
-from .resample import DySample
+from .resample import DySample, PixelShuffleUp
 from .strided_conv import StridedConv2d
 
 DownForm = Literal["strided", "unshuffle"]
-UpForm = Literal["pixelshuffle", "dysample"]
+UpForm = Literal["pixelshuffle", "expand", "dysample"]
 FusionForm = Literal["concat", "add"]
 
 
@@ -92,9 +92,10 @@ class MSGUp(nn.Module):
     r"""Upsample a map, then a convolution and a gated convolution: the way back up of a U-Net.
 
     "pixelshuffle": :math:`y = \mathrm{gate}(W * \mathrm{PixelShuffle}_s(x) + b)`, whose convolution reads
-    C_in / (s * s) channels. "dysample": :math:`y = \mathrm{gate}(W * \mathrm{DySample}_s(x) + b)`, which samples all
-    channels where the map says, in four groups if C_in allows it, and is not `tile_safe`. The gate is a `ConvGate`,
-    which starts by passing on what it gets.
+    C_in / (s * s) channels. "expand": :math:`y = \mathrm{gate}(\mathrm{PixelShuffle}_s(W * x + b))`, a convolution to
+    s * s C_out channels at the lower size, which starts as nearest upsampling (`PixelShuffleUp`). "dysample":
+    :math:`y = \mathrm{gate}(W * \mathrm{DySample}_s(x) + b)`, which samples all channels where the map says, in four
+    groups if C_in allows it, and is not `tile_safe`. The gate is a `ConvGate`, which starts by passing on what it gets.
 
     Shape:
         ``(B, C_in, H, W)`` -> ``(B, C_out, s H, s W)``, memory format kept.
@@ -103,7 +104,7 @@ class MSGUp(nn.Module):
         in_channels: number of channels ``C_in``.
         out_channels: number of channels ``C_out``; ``in_channels`` where it is not given.
         scale_factor: the factor ``s``.
-        form: "pixelshuffle" or "dysample".
+        form: "pixelshuffle", "expand" or "dysample".
         gated: whether the gated convolution follows.
 
     Raises:
@@ -112,8 +113,8 @@ class MSGUp(nn.Module):
             "pixelshuffle", or the input has another number of channels.
 
     Source:
-        Sub-pixel convolution (arXiv:1609.05158), section 3; DySample (arXiv:2308.15085), section 3; the gate:
-        arXiv:1806.03589, section 3.1.
+        Sub-pixel convolution (arXiv:1609.05158), section 3, with "expand" as in Restormer (arXiv:2111.09881); DySample
+        (arXiv:2308.15085), section 3; the gate: arXiv:1806.03589, section 3.1.
 
     >>> MSGUp(16, 8)(torch.zeros(1, 16, 3, 4)).shape
     torch.Size([1, 8, 6, 8])
@@ -140,21 +141,24 @@ class MSGUp(nn.Module):
         self.in_channels = in_channels
         self.scale_factor = scale_factor
         self.form = form
-        self.tile_safe = form == "pixelshuffle"
-        # Two 3x3 convolutions at the upper size, one without the gate.
-        self.receptive_radius = math.ceil((2 if gated else 1) / scale_factor)
-        width = in_channels // cell
+        self.tile_safe = form != "dysample"
+        if form == "expand":
+            self.upsample = PixelShuffleUp(in_channels, out_channels, scale_factor=scale_factor)
+            self.receptive_radius = 1 + math.ceil(int(gated) / scale_factor)
+        else:
+            width = in_channels if form == "dysample" else in_channels // cell
+            self.conv = nn.Conv2d(width, out_channels, 3, padding=1)
+            # Two 3x3 convolutions at the upper size, one without the gate.
+            self.receptive_radius = math.ceil((1 + int(gated)) / scale_factor)
         if form == "dysample":
             self.upsample = DySample(in_channels, scale_factor=scale_factor, groups=math.gcd(in_channels, 4))
             self.receptive_radius += self.upsample.receptive_radius
-            width = in_channels
-        self.conv = nn.Conv2d(width, out_channels, 3, padding=1)
         self.gate = ConvGate(out_channels) if gated else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.in_channels, self)
-        x = self.upsample(x) if self.form == "dysample" else pixel_shuffle(x, self.scale_factor)
-        return self.gate(self.conv(x))
+        x = pixel_shuffle(x, self.scale_factor) if self.form == "pixelshuffle" else self.upsample(x)
+        return self.gate(x if self.form == "expand" else self.conv(x))
 
     def extra_repr(self) -> str:
         return f"scale_factor={self.scale_factor}, form={self.form!r}"

@@ -9,13 +9,14 @@ from ..kernels.memory_format import channels_last, in_format_of
 from .channel_attention import ChannelAttention
 from .checks import check_feature_map, check_positive
 from .norm import LayerNorm2d
+from .tiling import tiling_of
 
 
 class SwinBlock(nn.Module):
     r"""Transformer block: attention, then a network of two layers for each pixel, each with norm and residual.
 
-    :math:`y = x + A(\mathrm{LN}(x))`, then :math:`z = y + F(\mathrm{LN}(y))`; with `post_norm`
-    :math:`y = x + \mathrm{LN}(A(x))` and so on, as Swin V2 has it. The residual stream keeps the dtype of x, so that
+    :math:`y = x + s A(\mathrm{LN}(x))`, then :math:`z = y + s F(\mathrm{LN}(y))`; with `post_norm`
+    :math:`y = x + s \mathrm{LN}(A(x))` and so on, as Swin V2 has it. The residual stream keeps the dtype of x, so that
     under autocast a float32 input stays float32 between the parts.
 
     Shape:
@@ -30,14 +31,16 @@ class SwinBlock(nn.Module):
         mlp_ratio: hidden channels of the network, in multiples of C.
         ffn: F in the place of that network, on maps: `GatedFFN`, ...
         post_norm: norms after A and F instead of before.
+        residual_scale: s, finite: less than 1 steadies deep nets.
 
     Raises:
         TypeError: if ``attention`` is no module, or the input is not floating point.
         ValueError: if ``channels`` < 1, ``attention`` is for another number of channels, ``mlp_ratio`` leaves no hidden
-            channel, or the input has another number of channels.
+            channel, ``residual_scale`` is not finite, or the input has another number of channels.
 
     Source:
-        Swin Transformer (arXiv:2103.14030), section 3.1; Swin Transformer V2 (arXiv:2111.09883), section 3.2.
+        Swin Transformer (arXiv:2103.14030), section 3.1; Swin Transformer V2 (arXiv:2111.09883), section 3.2; the
+        scale: EDSR (arXiv:1707.02921), section 3.3.
 
     >>> from claritycore.blocks import WindowAttention2d
     >>> SwinBlock(8, WindowAttention2d(8, 2, shift=4), mlp_ratio=2)(torch.randn(1, 8, 5, 7)).shape
@@ -52,34 +55,38 @@ class SwinBlock(nn.Module):
         mlp_ratio: float = 4.0,
         ffn: nn.Module | None = None,
         post_norm: bool = False,
+        residual_scale: float = 1.0,
     ) -> None:
         super().__init__()
         check_positive(channels=channels)
         _check_attention(attention, channels)
-        self.channels, self.post_norm = channels, post_norm
+        if not math.isfinite(residual_scale):
+            raise ValueError(f"residual_scale must be finite, got {residual_scale}")
+        self.channels, self.post_norm, self.residual_scale = channels, post_norm, residual_scale
         self.norm1 = LayerNorm2d(channels, eps=1e-5)
         self.attn = attention
         self.norm2 = LayerNorm2d(channels, eps=1e-5)
         self.mlp = _PixelMLP(channels, mlp_ratio) if ffn is None else ffn
-        parts = self.attn, self.mlp
-        self.tile_safe = all(getattr(part, "tile_safe", False) for part in parts)
-        self.receptive_radius = sum(getattr(part, "receptive_radius", 0) for part in parts)
-        self.tile_multiple = math.lcm(*(getattr(part, "tile_multiple", 1) for part in parts))
+        self.tile_safe, self.receptive_radius, self.tile_multiple = tiling_of(self.attn, self.mlp)
 
     def forward(self, x: Tensor, logit_scale: Tensor | None = None) -> Tensor:
         check_feature_map(x, self.channels, self)
         # Every part computes with the channels last: to and fro once a block, and not at all for maps that have them.
         y = channels_last(x)
         if self.post_norm:
-            y = y + self.norm1(_attended(self.attn, y, logit_scale))
-            y = y + self.norm2(self.mlp(y))
+            y = self._added(y, self.norm1(_attended(self.attn, y, logit_scale)))
+            y = self._added(y, self.norm2(self.mlp(y)))
         else:
-            y = y + _attended(self.attn, self.norm1(y), logit_scale)
-            y = y + self.mlp(self.norm2(y))
+            y = self._added(y, _attended(self.attn, self.norm1(y), logit_scale))
+            y = self._added(y, self.mlp(self.norm2(y)))
         return in_format_of(y.to(x.dtype), x)
 
+    def _added(self, x: Tensor, change: Tensor) -> Tensor:
+        return x + change if self.residual_scale == 1 else x + self.residual_scale * change
+
     def extra_repr(self) -> str:
-        return f"{self.channels}{', post_norm=True' if self.post_norm else ''}"
+        scale = f", residual_scale={self.residual_scale}" if self.residual_scale != 1 else ""
+        return f"{self.channels}{', post_norm=True' if self.post_norm else ''}{scale}"
 
 
 class ConvAttention(nn.Module):
@@ -125,7 +132,7 @@ class ConvAttention(nn.Module):
         _check_attention(attention, channels)
         hidden = max(channels // compress, 1)
         self.channels, self.scale = channels, scale
-        self.receptive_radius = max(2, getattr(attention, "receptive_radius", 0))
+        self.receptive_radius = max(2, tiling_of(attention).receptive_radius)
         self.attn = attention
         self.conv1 = nn.Conv2d(channels, hidden, 3, padding=1)
         self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1)

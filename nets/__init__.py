@@ -8,6 +8,9 @@ from .plksr import PLKSR, PLKSRConfig
 from .registry import AutoConfig, AutoModel, BaseConfig, list_models, register_config, register_presets
 from .rrdbnet import RRDBNet, RRDBNetConfig
 from .span import SPAN, SPANConfig
+from .stage import Conditioned, Context, Stage
+from .swin_unet import SwinUNet, SwinUNetConfig
+from .unet import UNet, UNetConfig
 
 __all__ = [
     "PLKSR",
@@ -17,6 +20,8 @@ __all__ = [
     "Aux",
     "BaseConfig",
     "CheckpointInfo",
+    "Conditioned",
+    "Context",
     "MatchReport",
     "PLKSRConfig",
     "RRDBNet",
@@ -24,6 +29,11 @@ __all__ = [
     "RestorationNet",
     "RestorationOutput",
     "SPANConfig",
+    "Stage",
+    "SwinUNet",
+    "SwinUNetConfig",
+    "UNet",
+    "UNetConfig",
     "convert_state",
     "freeze",
     "inspect_checkpoint",

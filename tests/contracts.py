@@ -261,6 +261,7 @@ CONTRACTS: dict[str, Contract] = {
     "MSGDown": Contract(lambda c: blocks.MSGDown(c, 6), downsampled(2, 6)),
     "MSGDown unshuffle": Contract(lambda c: blocks.MSGDown(c, 8, form="unshuffle"), downsampled(2, 8)),
     "MSGUp": Contract(lambda c: blocks.MSGUp(c, 3), upsampled(2, 3), channels=(4, 8)),
+    "MSGUp expand": Contract(lambda c: blocks.MSGUp(c, 3, form="expand"), upsampled(2, 3)),
     "MSGUp dysample": Contract(
         lambda c: blocks.MSGUp(c, 3, form="dysample"), upsampled(2, 3), channels=(2, 4), tile_safe=False, pixels=2
     ),
@@ -309,6 +310,9 @@ CONTRACTS: dict[str, Contract] = {
     "SwinBlock": Contract(
         lambda c: blocks.SwinBlock(c, blocks.WindowAttention2d(c, c // 2, window_size=3, shift=1), mlp_ratio=2),
         **ATTENTION,
+    ),
+    "SwinBlock residual scale": Contract(
+        lambda c: blocks.SwinBlock(c, blocks.WindowAttention2d(c, 2, window_size=3), residual_scale=0.2), **ATTENTION
     ),
     "SwinBlock post norm": Contract(
         lambda c: blocks.SwinBlock(
@@ -449,7 +453,19 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "RRDBNet": lambda **fields: small_rrdbnet("pixelshuffle", **fields),
     "RRDBNet nearest+conv": lambda **fields: small_rrdbnet("nearest+conv", **fields),
     "RRDBNet nearest+conv plain stem": lambda **fields: small_rrdbnet("nearest+conv", unshuffle_stem=False, **fields),
+    "SwinUNet": lambda **fields: small_swin_unet(**fields),
+    "SwinUNet strided": lambda **fields: small_swin_unet(
+        **{"down": "strided", "up": "pixelshuffle", "gated": True, "skip": "add", "ffn": "gated", **fields}
+    ),
+    "SwinUNet dysample": lambda **fields: small_swin_unet(
+        **{"up": "dysample", "upsampler": "dysample", "skip": "none", "residual_scale": 0.5, **fields}
+    ),
 }
+
+
+def small_swin_unet(**fields) -> nets.SwinUNet:
+    sizes = {"embed_dim": 8, "depths": (2, 1), "refinement": 1, "head_dim": 4, "window_size": 3}
+    return nets.SwinUNet(nets.SwinUNetConfig(**{**sizes, **fields}))
 
 
 def small_plksr(**fields) -> nets.PLKSR:

@@ -58,6 +58,14 @@ def test_up_by_shuffling_is_a_rearrangement_and_a_convolution(x, scale, gate):
     torch.testing.assert_close(block(x), gated(block.gate, y), rtol=0, atol=1e-12)
 
 
+@given(x=feature_maps(5, dtype=torch.float64), scale=st.integers(1, 3), gate=FORMS)
+def test_up_by_expanding_is_a_convolution_and_a_rearrangement(x, scale, gate):
+    block = moved(MSGUp(5, 3, scale_factor=scale, form="expand", gated=gate))
+    y = F.conv2d(x, block.upsample.conv.weight, block.upsample.conv.bias, padding=1)
+    y = rearrange(y, "b (c i j) h w -> b c (h i) (w j)", i=scale, j=scale)
+    torch.testing.assert_close(block(x), gated(block.gate, y), rtol=0, atol=1e-12)
+
+
 @given(x=feature_maps(6, dtype=torch.float64), scale=st.integers(1, 3), gate=FORMS)
 def test_up_by_sampling_is_dysample_and_a_convolution(x, scale, gate):
     block = moved(MSGUp(6, 3, scale_factor=scale, form="dysample", gated=gate))
@@ -67,10 +75,13 @@ def test_up_by_sampling_is_dysample_and_a_convolution(x, scale, gate):
     torch.testing.assert_close(block(x), gated(block.gate, y), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("build", [lambda **k: MSGDown(4, 8, **k), lambda **k: MSGUp(8, 4, **k)])
+@pytest.mark.parametrize(
+    "build",
+    [lambda **k: MSGDown(4, 8, **k), lambda **k: MSGUp(8, 4, **k), lambda **k: MSGUp(8, 4, form="expand", **k)],
+)
 def test_a_fresh_gate_changes_nothing(build):
     block, plain = build(), build(gated=False)
-    plain.conv.load_state_dict(block.conv.state_dict())
+    plain.load_state_dict({key: value for key, value in block.state_dict().items() if not key.startswith("gate.")})
     x = normal((1, block.in_channels, 5, 7))
     torch.testing.assert_close(block(x), plain(x), rtol=0, atol=1e-6)
 
@@ -84,6 +95,8 @@ def test_a_fresh_gate_changes_nothing(build):
         (MSGDown(9, scale_factor=3, form="unshuffle"), 4, 3),
         (MSGUp(4, scale_factor=1), 2, 1),
         (MSGUp(4, gated=False), 1, 1),
+        (MSGUp(4, form="expand"), 2, 1),
+        (MSGUp(4, form="expand", gated=False), 1, 1),
         (OverlapPatchEmbed(4, 5, kernel_size=7, stride=4), 3, 4),
         (OverlapPatchEmbed(4, 5), 1, 1),
     ],
@@ -169,7 +182,7 @@ def test_bad_arguments_raise():
         MSGDown(4, form="pool")
     with pytest.raises(ValueError, match='out_channels must be a multiple of 4 for form "unshuffle", got 6'):
         MSGDown(4, 6, form="unshuffle")
-    with pytest.raises(ValueError, match="form must be one of pixelshuffle, dysample, got 'nearest'"):
+    with pytest.raises(ValueError, match="form must be one of pixelshuffle, expand, dysample, got 'nearest'"):
         MSGUp(4, form="nearest")
     with pytest.raises(ValueError, match='in_channels must be a multiple of 4 for form "pixelshuffle", got 6'):
         MSGUp(6)

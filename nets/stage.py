@@ -1,0 +1,55 @@
+"""What a net and its parts tell each other along one pass, besides the map."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..blocks.tiling import tiling_of
+from .output import Aux
+
+
+@dataclass
+class Context:
+    """What one pass knows and gathers; a net with conditions of its own derives from it.
+
+    Args:
+        scale: by which this pass enlarges the image.
+        aux: losses and statistics that the parts of the net leave.
+    """
+
+    scale: int
+    aux: Aux
+
+
+class Conditioned(nn.Module):
+    """Base of the parts of a net that are told the `Context`: ``forward(x, context) -> x``.
+
+    `path` is the name of the part within its net, under which it leaves what it has for `Context.aux`.
+    """
+
+    path: str = ""
+
+    def forward(self, x: Tensor, context: Any) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} does not override forward(x, context)")
+
+
+class Stage(Conditioned):
+    """Blocks one after the other, plain ones as they are and `Conditioned` ones with the context of the pass.
+
+    Args:
+        blocks: modules from a map to a map of the same shape.
+
+    >>> Stage(nn.GELU(), nn.Conv2d(3, 3, 3, padding=1)).receptive_radius
+    1
+    """
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.tile_safe, self.receptive_radius, self.tile_multiple = tiling_of(*blocks)
+
+    def forward(self, x: Tensor, context: Any = None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, context) if isinstance(block, Conditioned) else block(x)
+        return x
