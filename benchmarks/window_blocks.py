@@ -18,6 +18,7 @@ from claritycore.blocks.hybrid_attention import grid_steps
 from claritycore.kernels import overlapping_window_attention, window_attention
 
 from .runner import Benchmark, Case, Work, main
+from .window_attention import shifted
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 SIZES = [
@@ -88,19 +89,8 @@ def swin_by_rolling(block: SwinBlock, x: Tensor) -> Tensor:
 
 
 def _rolled(attention: WindowAttention2d, x: Tensor) -> Tensor:
-    (window, _), (shift, _), (height, width) = attention.window_size, attention.shift, x.shape[1:3]
-    cut = {"h": height // window, "w": width // window}
-    x = torch.roll(x, (-shift, -shift), (1, 2))
-    windows = rearrange(x, "b (h i) (w j) c -> (b h w) (i j) c", **cut)
-    numbers = x.new_zeros(height, width)
-    bounds = ((0, -window), (-window, -shift), (-shift, None))
-    for n, (rows, columns) in enumerate((a, b) for a in bounds for b in bounds):
-        numbers[slice(*rows), slice(*columns)] = n
-    numbers = rearrange(numbers, "(h i) (w j) -> (h w) (i j)", **cut)
-    mask = (numbers[:, :, None] != numbers[:, None]) * -100.0
-    y = _attended(attention, attention.qkv(windows), mask.to(x.dtype))
-    y = rearrange(y, "(b h w) (i j) c -> b (h i) (w j) c", i=window, **cut)
-    return torch.roll(y, (shift, shift), (1, 2))
+    bias, heads = attention.position_bias(), attention.num_heads
+    return attention.proj(shifted(attention.qkv(x), bias, heads, attention.window_size[0], attention.shift[0]))
 
 
 def overlapping_by_unfolding(attention: OverlappingCrossAttention, x: Tensor) -> Tensor:

@@ -463,6 +463,14 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+# The U-Nets at sizes that learn on a CPU while one waits.
+LEARNERS: dict[str, Callable[..., nn.Module]] = {
+    "SwinUNet": lambda **fields: small_swin_unet(
+        **{"embed_dim": 16, "depths": (2, 2), "refinement": 2, "window_size": 8, "ffn": "gated", **fields}
+    ),
+}
+
+
 def small_swin_unet(**fields) -> nets.SwinUNet:
     sizes = {"embed_dim": 8, "depths": (2, 1), "refinement": 1, "head_dim": 4, "window_size": 3}
     return nets.SwinUNet(nets.SwinUNetConfig(**{**sizes, **fields}))
