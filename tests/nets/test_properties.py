@@ -137,7 +137,7 @@ def test_receptive_radius_is_exact(build, scale):
     assert radius / 2 < reach <= radius if isinstance(net, UNet) else reach == radius
 
 
-@pytest.mark.parametrize("scale", (1, 3))
+@pytest.mark.parametrize("scale", [1, 3])
 def test_compiles_and_exports(build, scale):
     net = made(build, scale=scale)
     image = normal((1, 3, 8, 12))
