@@ -17,15 +17,12 @@ from claritycore.blocks.moe_dispatch import described
 from .runner import Benchmark, Case, Work, main
 
 WINDOWS = [
-    {"experts": 4, "k": 1, "window": 32, "keep": 1.0, "channels": 64, "size": 128},
-    {"experts": 4, "k": 2, "window": 32, "keep": 1.0, "channels": 64, "size": 128},
-    {"experts": 4, "k": 2, "window": 32, "keep": 0.25, "channels": 64, "size": 128},
-    {"experts": 4, "k": 1, "window": 16, "keep": 1.0, "channels": 64, "size": 128},
+    {"experts": 4, "k": 1, "window": 32, "keep": 1.0, "channels": 64, "size": 96},
+    {"experts": 4, "k": 2, "window": 32, "keep": 1.0, "channels": 64, "size": 96},
+    {"experts": 4, "k": 2, "window": 32, "keep": 0.25, "channels": 64, "size": 96},
 ]
 TOKENS = [
     {"experts": 8, "k": 2, "keep": 1.0, "channels": 64, "size": 128},
-    {"experts": 8, "k": 1, "keep": 1.0, "channels": 64, "size": 128},
-    {"experts": 8, "k": 2, "keep": 0.25, "channels": 64, "size": 128},
     {"experts": 16, "k": 2, "keep": 1.0, "channels": 64, "size": 128},
 ]
 

@@ -152,16 +152,20 @@ class MoE2d(nn.Module):
         if computes_all(x):
             mixed = masked(experts, wide, assignment, run, whole)
         else:
-            windows = windows_of(wide, size, surplus, assignment.regions)
-            like = windows[..., :size, :size]
-            mixed = put_together(assignment.onto_grid(by_choice(experts, windows, assignment, run, like)), route.grid)
+            places = assignment.places()
+            like = wide.new_empty(len(places), self.channels, size, size)
+            mixed = by_choice(
+                experts, lambda some: windows_of(wide, size, surplus, places[some]), assignment, run, like
+            )
+            mixed = put_together(assignment.onto_grid(mixed), route.grid)
         return cropped(mixed, x.shape[2], x.shape[3]), route
 
     def _by_image(self, x: Tensor, conditions: Sequence[Tensor]) -> tuple[Tensor, RouteResult]:
         route = self.router(described(x, 1, 1), _by_region(conditions, 1, 1, 1))
         assignment, experts = self._assignment(route), list(cast(nn.ModuleList, self.experts))
-        mix = masked if computes_all(x) else by_choice
-        return mix(experts, x, assignment, run_whole, x), route
+        if computes_all(x):
+            return masked(experts, x, assignment, run_whole, x), route
+        return by_choice(experts, lambda some: x[some], assignment, run_whole, x), route
 
     def _assignment(self, route: RouteResult) -> Assignment:
         """The chosen experts, and behind them those that every region goes to."""

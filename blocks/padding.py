@@ -23,6 +23,12 @@ def pad_to_multiple(image: Tensor, multiple: int, *, surround: int = 0) -> Tenso
     tensor([[[[1., 2., 3., 2.],
               [1., 2., 3., 2.]]]])
     """
+    height, width = image.shape[2:]
+    if not torch.compiler.is_compiling():
+        below, right = (surround + -size % multiple for size in (height, width))
+        border = (surround, right, surround, below)
+        if any(border) and _fits(image, border):
+            return F.pad(image, border, mode="reflect")
     for dim in (2, 3):
         size = image.shape[dim]
         # In an exported program the size may be any: a branch on it would fix whether it is a multiple.
@@ -75,6 +81,8 @@ def pad_same(x: Tensor, radius: tuple[int, int], mode: PaddingMode) -> Tensor:
         return F.pad(x, border)
     if mode == "replicate" and x.is_cpu:  # several times as fast; on a GPU its gradient does not repeat bit for bit
         return F.pad(x, border, mode="replicate")
+    if mode == "reflect" and _fits(x, border):
+        return F.pad(x, border, mode="reflect")
     for dim, reach in zip((2, 3), radius, strict=True):
         if reach == 0:
             continue
@@ -86,3 +94,14 @@ def pad_same(x: Tensor, radius: tuple[int, int], mode: PaddingMode) -> Tensor:
             index = torch.where(index < size, index.abs(), 2 * (size - 1) - index)
         x = take(x, dim, index.clamp(0, size - 1))
     return x
+
+
+def _fits(x: Tensor, border: tuple[int, int, int, int]) -> bool:
+    """Whether torch's own reflection serves, which takes a fraction of the time of gathering.
+
+    It wants as many pixels as it mirrors; on a GPU its gradient does not repeat bit for bit; a program that is compiled
+    or exported would be fixed to sizes that fit.
+    """
+    left, right, above, below = border
+    fits = x.is_cpu and not torch.compiler.is_compiling()
+    return fits and max(above, below) < x.shape[2] and max(left, right) < x.shape[3]

@@ -54,9 +54,9 @@ class RouteResult:
         """How far the busiest expert is above its even share: 0 when balanced, E - 1 when it gets everything."""
         return self.load().max() * self.probabilities.shape[1] - 1
 
-    def load_entropy(self) -> Tensor:
-        """Entropy of the load, as a part of the largest possible: 1 when balanced, 0 when one expert gets all."""
-        return normalised_entropy(self.load())
+    def utilisation(self) -> Tensor:
+        """How evenly the experts are used: the entropy of the load, as a part of the largest possible."""
+        return utilisation_of(self.counts())
 
     def entropy(self) -> Tensor:
         """Mean entropy of the probabilities of a region, as a part of the largest possible: how undecided it is."""
@@ -78,7 +78,7 @@ class RouteResult:
         found = {
             "load": self.load(),
             "max_violation": self.max_violation(),
-            "load_entropy": self.load_entropy(),
+            "utilisation": self.utilisation(),
             "entropy": self.entropy(),
             "dead_experts": self.dead_experts(),
             "kept_share": kept,
@@ -98,6 +98,15 @@ def counts_of(indices: Tensor, probabilities: Tensor) -> Tensor:
     """
     numbers = torch.arange(probabilities.shape[1], device=indices.device)
     return (indices[..., None] == numbers).sum((0, 1)).to(probabilities.dtype)
+
+
+def utilisation_of(counts: Tensor) -> Tensor:
+    """How evenly experts are used that were chosen so often: from 0, where one gets all, to 1; 0 where none was chosen.
+
+    >>> utilisation_of(torch.tensor([4.0, 4.0, 0.0, 0.0]))
+    tensor(0.5000)
+    """
+    return normalised_entropy(counts / counts.sum().clamp(min=1))
 
 
 def normalised_entropy(probabilities: Tensor) -> Tensor:

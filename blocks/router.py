@@ -1,7 +1,7 @@
 """Choosing experts for each region of a map."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -194,6 +194,14 @@ class TopKRouter(nn.Module):
         for policy in self.policies:
             found.update(policy.losses(routed, self.steps))
         return found
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move and cast, as `to` and `bfloat16` do, but keep the bias in float32: half would round its steps away."""
+        bias = self.bias
+        super()._apply(fn, recurse)
+        if bias is not None and self.bias is not None and self.bias.dtype.itemsize < bias.dtype.itemsize:
+            self.bias = bias.to(self.bias.device, torch.float32)
+        return self
 
     def _look_at_steps(self) -> None:
         # A number of Python's, not the tensor: a compiled router has two graphs, and waits for no device.

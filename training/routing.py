@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import RouteResult, TopKRouter
-from ..blocks.route_result import DEAD_SHARE, normalised_entropy
+from ..blocks.route_result import DEAD_SHARE, normalised_entropy, utilisation_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def routing_figures(sums: dict[str, RoutingSums]) -> dict[str, float]:
     loads = [value.counts / value.counts.sum().clamp(min=1) for value in sums.values()]
     return {
         "router_entropy": sum(value.entropy / max(value.regions, 1) for value in sums.values()) / len(sums),
-        "router_utilisation": sum(normalised_entropy(load).item() for load in loads) / len(sums),
+        "router_utilisation": sum(utilisation_of(value.counts).item() for value in sums.values()) / len(sums),
         "dead_experts": float(sum((load < DEAD_SHARE / len(load)).sum().item() for load in loads)),
     }
 

@@ -1,25 +1,33 @@
 """The blur in plain torch: two products with banded matrices, whose rows hold the taps and the mirror at the borders.
 
-Nothing is padded, whatever the layout and however small the map, and the gradient is the transposed product. On one
-core with AVX-512 (torch 2.13; 64 channels, 128 x 128, 9 taps) this takes 0.8 of the time of two convolutions of a
-padded map, and with 31 taps 0.4; a map in the layout channels-last may take twice the time of convolutions.
+Nothing is padded, whatever the layout and however small the map, and the gradient is the transposed product. A matrix
+is cut into blocks, so that little of what is multiplied is zero, and planes are taken a few at a time: what a product
+leaves is still in the cache when the next one reads it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..memory_format import in_format_of
+from ..memory_format import in_format_of, memory_format_of
 from ..operand_rules import compute_dtype, like
-from .operands import mirrored, radius_of, taps_of
+from .operands import mirrored, taps_of
 from .reference import haar_merge_reference
 
 __all__ = ["blur_split", "blur_split_adjoint", "haar_merge", "haar_split"]
 
-BLOCK = 128
-"""About so many rows of a matrix are a product of their own: a larger band has more zeros in it."""
+BLOCK, BLOCK_ACROSS = 48, 96
+"""About so many rows of a matrix are a product of their own: more have more zeros in their band, fewer are products too
+small to be fast. Of 64 channels, 127 x 129, on one core with AVX-512 (torch 2.13): 32 and 64 take 1.2 and 1.1 of the
+time of 48, the whole matrix 1.5. The second is for rows of a map in channels-last, each a product of its own."""
+PIXELS = 2**18
+"""Planes are taken so many pixels at a time on each core, a megabyte of float32: all at once take 1.3 of the time."""
+FEW = 8
+"""A map of fewer channels in channels-last is rearranged, there and back, in less time than its thin products take."""
 
 haar_merge = haar_merge_reference
 
@@ -43,70 +51,127 @@ def haar_split(x: Tensor, repeat: bool = True) -> tuple[Tensor, Tensor, Tensor, 
     return ll, lh, hl, hh
 
 
+class Block(NamedTuple):
+    """Some rows of a blur's matrix: which pixels they make, of which, and with what weights."""
+
+    target: slice
+    source: slice
+    weight: Tensor
+
+
 def blur_split(x: Tensor, sigma: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Blur; one deviation, or one for each channel."""
-    wide = x.to(compute_dtype(x))
-    low = _by_deviation(wide, sigma, _blur)
-    return like(low, x), like(wide - low, x)
+    low, high = torch.empty_like(x), torch.empty_like(x)
+    if len(set(sigma)) > 1:
+        for value, channels in _by_deviation(sigma, x.device):
+            low[:, channels], high[:, channels] = blur_split(x[:, channels], [value])
+        return low, high
+    wide = _laid_out(x)
+    low, high = torch.empty_like(wide), torch.empty_like(wide)
+    blocks = _blocks_of(wide, sigma[0], adjoint=False)
+    for seen, passed, left in _pieces(wide, low, high):
+        _blur(seen, passed, *blocks)
+        torch.sub(seen, passed, out=left)
+    return like(low, x), like(high, x)
 
 
 def blur_split_adjoint(low: Tensor, high: Tensor, sigma: Sequence[float]) -> Tensor:
     """Bring gradients of both bands to `x`."""
-    dtype = compute_dtype(low)
-    pull = low.to(dtype) - high.to(dtype)
-    return like(high.to(dtype) + _by_deviation(pull, sigma, _blur_adjoint), low)
+    if len(set(sigma)) > 1:
+        y = torch.empty_like(low)
+        for value, channels in _by_deviation(sigma, low.device):
+            y[:, channels] = blur_split_adjoint(low[:, channels], high[:, channels], [value])
+        return y
+    passed, left = _laid_out(low), _laid_out(in_format_of(high, low))
+    y = torch.empty_like(passed)
+    blocks = _blocks_of(passed, sigma[0], adjoint=True)
+    for of_low, of_high, of_x in _pieces(passed, left, y):
+        _blur(of_low - of_high, of_x, *blocks)
+        of_x.add_(of_high)
+    return like(y, low)
 
 
-def _by_deviation(x: Tensor, sigma: Sequence[float], blur: Callable[[Tensor, float], Tensor]) -> Tensor:
-    """Blur channels of one deviation together."""
-    if len(set(sigma)) == 1:
-        return blur(x, sigma[0])
-    y = torch.empty_like(x)
+def _by_deviation(sigma: Sequence[float], device: torch.device) -> Iterator[tuple[float, Tensor]]:
+    """Number the channels of each deviation: they are blurred together."""
     for value in set(sigma):
-        channels = torch.tensor([c for c, s in enumerate(sigma) if s == value], device=x.device)
-        y[:, channels] = blur(x[:, channels], value)
-    return y
+        yield value, torch.tensor([c for c, s in enumerate(sigma) if s == value], device=device)
 
 
-def _blur(x: Tensor, sigma: float, adjoint: bool = False) -> Tensor:
-    x = in_format_of(x, x)
-    if x.is_contiguous():
-        return _along(_along(x, -2, sigma, adjoint), -1, sigma, adjoint)
-    pixels = x.permute(0, 2, 3, 1)
-    rows = _along(pixels.flatten(2), -2, sigma, adjoint).view(pixels.shape)
-    return _along(rows, -2, sigma, adjoint).permute(0, 3, 1, 2)
+def _laid_out(x: Tensor) -> Tensor:
+    wide = in_format_of(x.to(compute_dtype(x)), x)
+    return wide.contiguous() if x.shape[1] < FEW else wide
 
 
-def _blur_adjoint(x: Tensor, sigma: float) -> Tensor:
-    return _blur(x, sigma, adjoint=True)
+def _pieces(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut maps of one layout alike: into some planes, (P, H, W), or in channels-last into images, (H, W, C)."""
+    x = maps[0]
+    if memory_format_of(x) is torch.channels_last:
+        yield from zip(*(each.permute(0, 2, 3, 1) for each in maps), strict=True)
+        return
+    height, width = x.shape[2:]
+    step = max(1, torch.get_num_threads() * PIXELS // (height * width)) if x.is_cpu else len(x) * x.shape[1]
+    yield from zip(*(each.view(-1, height, width).split(step) for each in maps), strict=True)
 
 
-def _along(x: Tensor, axis: int, sigma: float, adjoint: bool) -> Tensor:
-    """Multiply an axis, -1 or -2, by the matrix of the blur, or by its transpose."""
-    size, radius = x.shape[axis], radius_of([sigma])
+def _blur(x: Tensor, out: Tensor, down: Sequence[Block], across: Sequence[Block], last: bool) -> None:
+    """Blur a piece into another: planes along rows and then along columns, pixels with channels the other way round."""
+    if not last:
+        rows = torch.empty_like(x)
+        for block in across:
+            torch.mm(x.flatten(0, 1)[:, block.source], block.weight.mT, out=rows.flatten(0, 1)[:, block.target])
+        for block in down:
+            torch.bmm(block.weight.expand(len(x), -1, -1), rows[:, block.source], out=out[:, block.target])
+        return
+    for block in down:
+        rows = (block.weight @ x[block.source].flatten(1)).view(-1, *x.shape[1:])
+        for part in across:
+            target = out[block.target, part.target]
+            torch.bmm(part.weight.expand(len(rows), -1, -1), rows[:, part.source], out=target)
+
+
+def _blocks_of(x: Tensor, sigma: float, adjoint: bool) -> tuple[list[Block], list[Block], bool]:
+    """Cut the matrices of both axes for a map; and tell whether its channels lie side by side."""
+    last = memory_format_of(x) is torch.channels_last
     taps = taps_of([sigma], x.dtype, x.device)[0]
-    parts = max(1, round(size / BLOCK))
-    y = torch.zeros_like(x) if parts > 1 else x
-    step = -(-size // parts)
-    for start in range(0, size, step):
-        rows = start, min(start + step, size)
-        columns = max(0, start - radius), min(rows[1] + radius, size)
-        weight, target, source = _band(size, rows, columns, taps), rows, columns
-        if adjoint:
-            weight, target, source = weight.mT, columns, rows
-        part = x.narrow(axis, source[0], source[1] - source[0])
-        product = weight @ part if axis == -2 else part @ weight.mT
-        if parts == 1:
-            return product
-        y.narrow(axis, target[0], target[1] - target[0]).add_(product)
-    return y
+    blocks = partial(_blocks, taps=taps, adjoint=adjoint)
+    return blocks(x.shape[2], BLOCK), blocks(x.shape[3], BLOCK_ACROSS if last else BLOCK), last
 
 
-def _band(size: int, rows: tuple[int, int], columns: tuple[int, int], taps: Tensor) -> Tensor:
-    """Return a part of the matrix that blurs an axis of `size` pixels."""
+def _blocks(size: int, about: int, taps: Tensor, adjoint: bool) -> list[Block]:
+    """Cut the matrix that blurs an axis of `size` pixels, or its transpose, into about so many rows each.
+
+    All blocks have as many rows: the last may make some pixels again.
+    """
+    radius, parts = len(taps) // 2, max(1, round(size / about))
+    rows = -(-size // parts)
+    columns = min(rows + 2 * radius, size)
+    wider = min(columns + 2 * radius, size)
+    starts = [min(part * rows, size - rows) for part in range(parts)]
+    sources, outer = (
+        [min(max(0, start - reach), size - width) for start in starts]
+        for reach, width in ((radius, columns), (2 * radius, wider))
+    )
+    if adjoint:  # rows of the transpose are columns of the matrix, seen by as many pixels to each side
+        bands = _bands(size, sources, columns, outer, wider, taps)
+        inside = zip(bands, starts, outer, strict=True)
+        weights = [band[:, start - first : start - first + rows].mT for band, start, first in inside]
+    else:
+        weights = list(_bands(size, starts, rows, sources, columns, taps))
+    return [
+        Block(slice(start, start + rows), slice(source, source + columns), weight)
+        for start, source, weight in zip(starts, sources, weights, strict=True)
+    ]
+
+
+def _bands(size: int, starts: Sequence[int], rows: int, sources: Sequence[int], columns: int, taps: Tensor) -> Tensor:
+    """Return parts of the matrix that blurs an axis of `size` pixels, which start at these rows and columns."""
     radius, device = len(taps) // 2, taps.device
-    row = torch.arange(rows[1] - rows[0], device=device)[:, None]
-    seen = rows[0] + row + torch.arange(2 * radius + 1, device=device)
-    column = mirrored(size, radius, radius, device)[seen] - columns[0]
-    band = taps.new_zeros(rows[1] - rows[0], columns[1] - columns[0])
-    return band.index_put_((row.expand_as(column), column), taps.expand(column.shape), accumulate=True)
+    count = len(starts)
+    row = torch.arange(rows, device=device)[:, None]
+    first, source = torch.tensor([starts, sources], device=device)[:, :, None, None]
+    seen = first + row + torch.arange(2 * radius + 1, device=device)
+    column = mirrored(size, radius, radius, device)[seen] - source
+    part = torch.arange(count, device=device)[:, None, None]
+    bands = taps.new_zeros(count, rows, columns)
+    places = part.expand_as(column), row.expand_as(column), column
+    return bands.index_put_(places, taps.expand(column.shape), accumulate=True)

@@ -22,6 +22,7 @@ from claritycore.blocks import (
     TopKRouter,
 )
 from claritycore.blocks import moe as moe_file
+from claritycore.blocks.moe_dispatch import windows_of
 from claritycore.blocks.padding import pad_to_multiple
 from claritycore.deploy.flops import flop_formulas
 from claritycore.kernels.expert_routing import route_top_k_flops
@@ -446,3 +447,16 @@ def test_conditions_of_another_size_are_refused():
     moe = mixture("window", condition_channels=1)
     with pytest.raises(ValueError, match=r"^conditions that are maps must be .*, \(9, 14\), got \(3, 3\)$"):
         moe(normal(SHAPE, dtype=torch.float64), [torch.zeros(2, 1, 3, 3)])
+
+
+@pytest.mark.parametrize("surplus", [0, 1, 4])
+def test_gradients_of_windows_that_overlap(surplus):
+    size, regions = 3, torch.tensor([7, 0, 10, 4, 5])  # of two images of 2 x 3 windows
+    x = normal((2, 2, 2 * size + 2 * surplus, 3 * size + 2 * surplus), dtype=torch.float64).requires_grad_()
+    windows = windows_of(x, size, surplus, regions)
+    side = size + 2 * surplus
+    for window, place in zip(windows, regions.tolist(), strict=True):
+        row, column = place % 6 // 3 * size, place % 3 * size
+        assert window.equal(x[place // 6, :, row : row + side, column : column + side])
+    assert torch.autograd.gradcheck(lambda x: windows_of(x, size, surplus, regions), x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda x: windows_of(x, size, surplus, regions), x, fast_mode=True)

@@ -138,7 +138,7 @@ def balance_after_training(policies, seed: int) -> tuple[float, float, int]:
         optimizer.step()
         moe.router.step()
     route = moe.eval()(tokens(2048)[0])[1]
-    return route.load_entropy().item(), route.max_violation().item(), int(route.dead_experts())
+    return route.utilisation().item(), route.max_violation().item(), int(route.dead_experts())
 
 
 @pytest.mark.slow

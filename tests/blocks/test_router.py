@@ -245,6 +245,16 @@ def test_every_loss_has_a_gradient(policy, k):
     assert logits.grad.abs().max() > 1e-4
 
 
+def test_biases_move_by_small_steps_in_a_net_of_half_precision():
+    made = router(k=1, policies=(BiasBalance(1e-3),)).bfloat16()
+    for _ in range(1000):
+        made.bias.copy_(made.bias_balance.stepped(made.bias, torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0])))
+    assert made.linear.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(made.bias, torch.tensor([-1.0, 1.0, 1.0, 1.0, 1.0]), rtol=1e-4, atol=0)
+    assert made.double().bias.dtype == torch.float64
+    assert made.half().bias.dtype == torch.float32
+
+
 def test_a_bias_changes_the_choice_and_not_the_weights():
     made = router(k=1, policies=(BiasBalance(0.1),))
     before = made(X)
@@ -291,7 +301,7 @@ def test_the_statistics_are_those_of_their_formulas():
     load = torch.tensor([4, 3, 1, 0]).double() / 8
     torch.testing.assert_close(found["load"], load)
     torch.testing.assert_close(found["max_violation"], torch.tensor(1.0).double())
-    torch.testing.assert_close(found["load_entropy"], -torch.special.xlogy(load, load).sum() / math.log(4))
+    torch.testing.assert_close(found["utilisation"], -torch.special.xlogy(load, load).sum() / math.log(4))
     torch.testing.assert_close(found["entropy"], -(probabilities * probabilities.log()).sum(1).mean() / math.log(4))
     assert (found["dead_experts"], found["kept_share"]) == (1, 0.25)
 

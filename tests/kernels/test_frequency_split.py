@@ -180,10 +180,13 @@ def test_the_fallback_agrees(height, width, sigma, channels_are):
 
 
 @pytest.mark.parametrize("channels_are", FORMATS)
-def test_the_fallback_agrees_whatever_it_cuts(channels_are, monkeypatch):
-    monkeypatch.setattr(fallback, "BLOCK", 4)
-    for size in ((13, 4), (5, 19), (1, 9)):
-        assert_right(size, SIGMAS[2], channels_are, "torch", CPU)
+@pytest.mark.parametrize("sigma", SIGMAS[1:], ids=["one", "each"])
+@pytest.mark.parametrize("few", [1, 8], ids=["as it lies", "rearranged"])
+def test_the_fallback_agrees_whatever_it_cuts(few, sigma, channels_are, monkeypatch):
+    for name, value in {"BLOCK": 4, "BLOCK_ACROSS": 5, "PIXELS": 40, "FEW": few}.items():
+        monkeypatch.setattr(fallback, name, value)
+    for size in ((13, 4), (5, 19), (1, 9), (2, 2)):
+        assert_right(size, sigma, channels_are, "torch", CPU)
 
 
 @pytest.mark.parametrize("channels_are", FORMATS)
