@@ -1,0 +1,142 @@
+"""Draw a figure of each net from its modules, as they are: `python docs/draw_nets.py` writes docs/nets/*.png.
+
+Parts that are made in `claritycore.nets` are opened until blocks are reached; equal neighbours are counted.
+"""
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import nn
+
+from claritycore.nets import AutoConfig, AutoModel, UNet
+
+FOLDER = Path(__file__).parent / "nets"
+NETS = ("swin-unet", "rrdbnet", "plksr", "span")
+SKELETON = ("stem", "encoder", "downs", "bottleneck", "ups", "fusions", "decoder", "refinement", "head")
+COLOURS = {"stage": "#dbe9f6", "way": "#fde9d0", "end": "#e4f1df", "else": "#efe6f5"}
+SILENT = (nn.Identity, nn.Dropout)
+
+
+def blocks(module: nn.Module) -> Iterator[str]:
+    """Names of the blocks of a part, in order."""
+    opened = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+    if opened or (type(module).__module__.startswith("claritycore.nets") and any(module.children())):
+        for child in module.children():
+            yield from blocks(child)
+    elif not isinstance(module, SILENT):
+        yield type(module).__name__
+
+
+def words(module: nn.Module) -> str:
+    """The blocks of a part, a line each, equal neighbours counted."""
+    counted = ((name, len(list(group))) for name, group in groupby(repeats(list(blocks(module)))))
+    return "\n".join(name if count == 1 else f"{count} x {name}" for name, count in counted)
+
+
+def repeats(names: list[str]) -> list[str]:
+    """Write a sequence that repeats as one line of its period."""
+    for period in range(2, len(names) // 2 + 1 if len(set(names)) > 1 else 0):
+        if len(names) % period == 0 and names == names[:period] * (len(names) // period):
+            return ["[" + ", ".join(names[:period]) + "]"] * (len(names) // period)
+    return names
+
+
+def box(axes: Axes, x: float, y: float, text: str, kind: str) -> None:
+    """A part with its blocks in it."""
+    style = {"boxstyle": "round,pad=0.4", "facecolor": COLOURS[kind], "edgecolor": "#555555", "linewidth": 0.8}
+    axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=style, zorder=2)
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "") -> None:
+    """The way from one part to the next, and what lies on it."""
+    style = {"arrowstyle": "-|>", "color": "#777777", "linewidth": 1, "shrinkA": 2, "shrinkB": 2}
+    axes.annotate("", end, start, arrowprops=style, zorder=1)
+    if text:
+        middle = [(a + b) / 2 for a, b in zip(start, end, strict=True)]
+        backed = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        axes.text(*middle, text, fontsize=7, ha="center", va="center", bbox=backed)
+
+
+def height(text: str) -> float:
+    """Of the box that holds a text."""
+    return 0.35 + 0.17 * (text.count("\n") + 1)
+
+
+def draw_unet(axes: Axes, net: UNet) -> float:
+    """Encoder down on the left, decoder up on the right; returns the height that it took."""
+    left, right, y = 0.0, 5.2, 0.0
+    widths = [*(down.in_channels for down in net.downs), net.ups[-1].in_channels]
+    box(axes, left - 2.6, y, f"image\n{words(net.stem)}", "end")
+    ends = words(net.refinement) + ("\n" if len(net.refinement.blocks) else "") + words(net.head)
+    box(axes, right + 3.0, y, f"{ends}\n+ image" if net.adds_image else ends, "end")
+    previous = None
+    for level, (encoder, decoder) in enumerate(zip(net.encoder, net.decoder, strict=True)):
+        size = "H x W" if level == 0 else f"H/{2**level} x W/{2**level}"
+        texts = [words(stage) for stage in (encoder, decoder)]
+        y = y if previous is None else previous - max(map(height, texts)) - 0.75
+        box(axes, left, y, texts[0], "stage")
+        box(axes, right, y, texts[1], "stage")
+        if level == 0:
+            arrow(axes, (left - 2.0, y), (left - 0.9, y))
+            arrow(axes, (right + 0.9, y), (right + 2.0, y))
+        join = words(net.fusions[level]) if net.fusions else "no skip"
+        arrow(axes, (left + 1.0, y), (right - 1.0, y), f"{join}, {widths[level]} channels, {size}")
+        if previous is not None:
+            arrow(axes, (left, previous - 0.3), (left, y + 0.4), words(net.downs[level - 1]))
+            arrow(axes, (right, y + 0.4), (right, previous - 0.3), words(net.ups[level - 1]))
+        previous = y - max(map(height, texts)) / 2
+    bottom = words(net.bottleneck)
+    level = len(net.encoder)
+    y = previous - height(bottom) - 0.5
+    box(axes, (left + right) / 2, y, f"{bottom}\n{widths[-1]} channels, H/{2**level} x W/{2**level}", "stage")
+    arrow(axes, (left, previous), ((left + right) / 2 - 1.2, y), words(net.downs[-1]))
+    arrow(axes, ((left + right) / 2 + 1.2, y), (right, previous), words(net.ups[-1]))
+    beside = [(name, part) for name, part in net.named_children() if name not in SKELETON and words(part)]
+    for name, part in beside:
+        text = f"{name}\n{words(part)}"
+        y -= height(text) + 0.35
+        box(axes, (left + right) / 2, y, text, "else")
+    return -y + 0.8
+
+
+def draw_chain(axes: Axes, net: nn.Module) -> float:
+    """Children one after the other, from left to right."""
+    x, end = 0.0, 0.0
+    for name, part in net.named_children():
+        text = words(part)
+        if text:
+            if x:
+                arrow(axes, (x - 1.75, 0), (x - 1.0, 0))
+            box(axes, x, 0, f"{name}\n{text}", "stage" if "\n" in text or " x " in text else "end")
+            x, end = x + 2.6, x
+    axes.set_xlim(-1.2, end + 1.2)
+    return 0.8
+
+
+def draw(name: str) -> None:
+    """Write the figure of one net."""
+    with torch.device("meta"):
+        net = AutoModel.from_config(AutoConfig.from_name(name))
+    parameters = sum(p.numel() for p in net.parameters()) / 1e6
+    figure = Figure(figsize=(9, 4), dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 0.93))
+    axes.axis("off")
+    deep = (draw_unet if isinstance(net, UNet) else draw_chain)(axes, net)
+    if isinstance(net, UNet):
+        axes.set_xlim(-3.6, 9.6)
+    axes.set_ylim(-deep, 0.9)
+    figure.set_size_inches(9, max(1.1, 0.62 * (deep + 0.9)))
+    figure.suptitle(f"{type(net).__name__} ({name}, {parameters:.2f} M parameters)", fontsize=10)
+    FOLDER.mkdir(exist_ok=True)
+    figure.savefig(FOLDER / f"{name}.png", metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    for each in NETS:
+        draw(each)
