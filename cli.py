@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from . import __version__, blocks, cli_files, cli_training
 from .blocks import reparameterize_model
 from .deploy import diagnose, summarize
+from .deploy.export_facts import inspect_export
 from .deploy.progress import one_line
 from .deploy.summary import REPORTED_SIZE
 from .nets import AutoConfig, AutoModel, BaseConfig, inspect_checkpoint, list_models
@@ -94,8 +95,9 @@ def summary(arguments: Sequence[str]) -> None:
 
 
 def info(arguments: Sequence[str]) -> None:
-    """Say what a file of weights is: claritycore info CHECKPOINT."""
-    print(inspect_checkpoint(parse(_checkpoint, "info", info, arguments)))
+    """Say what a file of weights, or one that was exported, is: claritycore info CHECKPOINT."""
+    path = parse(_checkpoint, "info", info, arguments)
+    print(inspect_export(Path(path)) if Path(path).suffix in (".onnx", ".pt2") else inspect_checkpoint(path))
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {

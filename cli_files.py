@@ -1,15 +1,17 @@
-"""The verbs of the command line that work on picture files; each parses its arguments and calls one function."""
+"""The verbs of the command line that make files of files; each parses its arguments and calls one function."""
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import make_dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from torch import nn
 
+from . import deploy
 from .deploy import RestoreOptions, RestoreReport, restore_files
+from .deploy.export import DType, Format
 from .deploy.progress import ProgressLine, one_line
 from .nets import AutoModel, inspect_checkpoint
 from .nets.shipped import shipped_for
@@ -32,8 +34,18 @@ def degrade(arguments: Sequence[str]) -> None:
     _follow(parse(_on_files(DegradeOptions), "degrade", degrade, arguments), degrade_files, "degraded")
 
 
+def export(arguments: Sequence[str]) -> None:
+    """Write a net for other runtimes, and check it: claritycore export --model CHECKPOINT -o NET.onnx [options]."""
+    model = Annotated[str, _flag("-m", "CHECKPOINT", "the net: a file, the folder of a run, or a shipped name")]
+    output = Annotated[str, _flag("-o", "FILE", "ends in .onnx, .pt2 (torch), .safetensors or .engine (TensorRT)")]
+    flags = ("flags", tyro.conf.OmitArgPrefixes[ExportFlags], ExportFlags())
+    options = make_dataclass("Export", [("model", model), ("output", output), flags], kw_only=True)
+    given = parse(options, "export", export, arguments)
+    print(deploy.export(_load(given.model, None), given.output, **vars(given.flags)))
+
+
 DEFAULT_SCALE = 4
-VERBS = {"restore": restore, "degrade": degrade}
+VERBS = {"restore": restore, "degrade": degrade, "export": export}
 
 
 def _flag(alias: str, metavar: str, told: str) -> Any:
@@ -51,6 +63,27 @@ def _on_files(options: type, **more: Any) -> type:
     own = ("options", tyro.conf.OmitArgPrefixes[options], options())
     further = [(name, *kind) for name, kind in more.items()]
     return make_dataclass("Files", [("input", paths), ("output", place), *further, own], kw_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags:
+    """The keywords of `deploy.export`.
+
+    Args:
+        format: onnx, torch, safetensors or tensorrt; by default what the ending of the file says.
+        size: height and width of the traced image, at which a static file stays, and at which an engine is fastest.
+        dtype: of weights, image and result.
+        static: fix batch (at 1), height and width.
+        tolerance: largest error relative to the largest value of the result; by default 1e-4, in float16 2e-2.
+        overwrite: replace files that exist.
+    """
+
+    format: Format | None = None
+    size: tuple[int, int] | None = None
+    dtype: DType = "float32"
+    static: bool = False
+    tolerance: float | None = None
+    overwrite: bool = False
 
 
 def _follow(given: Any, work: Callable[..., RestoreReport], done: str) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..blocks import RRDB, PixelShuffleUp
-from ..blocks.padding import pad_to_multiple
+from ..blocks.padding import cropped, pad_to_multiple
 from ..blocks.pixel_shuffle import pixel_unshuffle
 from .base import RestorationNet, check_config, check_image
 from .output import RestorationOutput
@@ -125,7 +125,9 @@ class RRDBNet(RestorationNet):
         for number in range(1, len(self.stages) + 1):
             x = getattr(self, f"conv_up{number}")(x)
         restored = self.conv_last(F.leaky_relu(self.conv_hr(x), NEGATIVE_SLOPE))
-        restored = restored[..., : image.shape[-2] * self.scale, : image.shape[-1] * self.scale].to(image.dtype)
+        if self.tile_multiple > 1:
+            restored = cropped(restored, image.shape[-2] * self.scale, image.shape[-1] * self.scale)
+        restored = restored.to(image.dtype)
         return RestorationOutput(restored) if return_aux else restored
 
 

@@ -1,17 +1,20 @@
 """The command line: what each verb prints, and one clear line with status 2 after bad input."""
 
 import contextlib
+import inspect
 import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 import torch
 from PIL import Image
 
-from claritycore import __version__
+from claritycore import __version__, deploy
 from claritycore.cli import BLOCKS, VERBS, main
+from claritycore.cli_files import ExportFlags
 from claritycore.nets import RRDBNet, RRDBNetConfig, convert_state
 
 
@@ -164,6 +167,69 @@ def test_info_refuses_what_is_no_checkpoint_in_one_line(tmp_path, capsys):
         assert message in told
         assert name in told
     assert "CHECKPOINT" in refused(capsys, "info")
+
+
+def test_export_writes_a_line_per_fact_and_info_reads_it(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    net = RRDBNet(RRDBNetConfig(num_feat=4, num_block=1, num_grow_ch=2, scale=2))
+    net.save_pretrained(tmp_path)
+    for name, layout in (("net.onnx", "ONNX"), ("net.pt2", "a program of torch.export")):
+        options = ["--size", "10", "12", "--dtype", "float16"]
+        assert main(["export", "--model", str(tmp_path), "-o", str(tmp_path / name), *options]) == 0
+        out, error = capsys.readouterr()
+        lines = out.splitlines()
+        assert error == ""
+        assert lines[0] == str(tmp_path / name)
+        assert "  dynamic     batch 1 and up, height 1 and up, width 1 and up" in lines
+        assert sum(line.startswith("  checked ") for line in lines) == 3
+        assert main(["info", str(tmp_path / name)]) == 0
+        told = capsys.readouterr().out.splitlines()
+        assert f"  layout            {layout}" in told
+        for fact in ("net               RRDBNet", "scale             2", "dtype             float16"):
+            assert f"  {fact}" in told
+    assert main(["export", "-m", str(tmp_path), "-o", str(tmp_path / "fused.safetensors"), "--static"]) == 0
+    capsys.readouterr()
+    assert f"{tmp_path / 'net.pt2'} exists" in refused(
+        capsys, "export", "-m", str(tmp_path), "-o", str(tmp_path / "net.pt2")
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("-m claritycore-x4 -o net.xyz", "net.xyz must end in .onnx, .pt2"),
+        ("-m claritycore-x4 -o net.onnx --size 0 5", "height must be an integer of at least 1, got 0"),
+        ("-m claritycore-x4 -o net.onnx --dtype bfloat16", "dtype must be float32 or float16 for ONNX"),
+        ("-m claritycore-x4 -o net.onnx --dtype int8", "dtype"),
+        ("-m nowhere.pth -o net.onnx", "there is no checkpoint nowhere.pth"),
+        ("-m plksr -o net.onnx", "there is no checkpoint plksr; shipped are"),
+        ("-m claritycore-x4", "-o FILE"),
+    ],
+)
+def test_export_refuses_bad_input_in_one_line(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, "export", *options.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_names_the_extra_that_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    told = refused(capsys, "export", "-m", "claritycore-x4", "-o", str(tmp_path / "net.onnx"))
+    assert told == "claritycore: ONNX needs onnxruntime, which is missing: pip install 'claritycore[export]'\n"
+
+
+def test_info_says_when_an_exported_file_is_of_another_program_or_damaged(tmp_path, capsys):
+    for name in ("cut.onnx", "cut.pt2"):
+        (tmp_path / name).write_bytes(b"nothing of the kind")
+        assert f"{name} is damaged" in refused(capsys, "info", str(tmp_path / name))
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(2),)), tmp_path / "theirs.pt2")
+    assert main(["info", str(tmp_path / "theirs.pt2")]) == 0
+    assert "of another program: it does not say which net it is" in capsys.readouterr().out
+
+
+def test_the_flags_of_export_are_the_keywords_of_the_function():
+    keywords = list(inspect.signature(deploy.export).parameters.values())[2:]
+    assert {field.name: field.default for field in fields(ExportFlags)} == {key.name: key.default for key in keywords}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -60,6 +60,7 @@ WITHOUT_BENCHMARK = {
     **dict.fromkeys(["restore_files", "restore_picture"], "the time is that of restore_tiled, and of files"),
     **dict.fromkeys(["RestoreOptions", "RestoreReport"], "only says what is asked for, and what was done"),
     "SelfEnsemble": "eight calls of the net",
+    **dict.fromkeys(["export", "ExportReport"], "the time is that of torch's exporters, and of the net"),
     **dict.fromkeys(["diagnose", "flop_formulas", "fvcore_handles"], "tells, and computes nothing"),
     **dict.fromkeys(["selective_scan_reference", "selective_scan_2d_reference"], 'timed as backend="reference"'),
     **dict.fromkeys(
@@ -83,7 +84,7 @@ ALLOWED = {
     "blocks": {"torch", "einops", "numpy"},
     "nets": {"torch", "einops", "numpy", "safetensors"},
     "models": set(),
-    "deploy": {"torch", "onnxscript"},  # the second in onnx_ops.py, which nothing else imports
+    "deploy": {"torch", "onnxscript"},  # the second in onnx_ops.py, which is imported where a net becomes ONNX
     "images": {"torch", "numpy", "PIL", "imagecodecs", "tifffile"},
     "training": {"torch", "numpy", "einops", "lightning"},
 }
