@@ -89,8 +89,9 @@ class SwinUNet(UNet):
         ValueError: if the image has another number of channels, or ``scale`` is none of the net's.
 
     Source:
-        Swin Transformer (arXiv:2103.14030), section 3, in the topology of Restormer (arXiv:2111.09881), section 3:
-        convolutions with pixel unshuffle and shuffle between the stages, skips by concatenation, a refinement stage.
+        Restormer (arXiv:2111.09881), section 3, for the topology: convolutions with pixel unshuffle and shuffle between
+        the stages, skips by concatenation, a refinement stage; its blocks are those of Swin Transformer
+        (arXiv:2103.14030), section 3.
 
     >>> config = SwinUNetConfig(scale=2, embed_dim=8, depths=(1, 1), refinement=1, head_dim=4)
     >>> SwinUNet(config)(torch.zeros(1, 3, 5, 7)).shape

@@ -12,6 +12,9 @@ from .settings import INPUT_PATCH, TrainingSettings
 PLKSR_STEPS, PLKSR_HALVINGS = 450_000, (100_000, 200_000, 300_000, 400_000, 425_000)
 PLKSR_INPUT_PATCH = 96
 
+# Nets that restore photographs, at these scales too.
+U_NETS = ("swin-unet", "swin-unet-tiny")
+
 
 class Preset(NamedTuple):
     """A net and how it is trained.
@@ -145,6 +148,24 @@ def _span(scale: int) -> Preset:
     )
 
 
+def _photographs(name: str, scale: int) -> Preset:
+    """For photographs with more than one fault; the routers of some want batches of many images to tell apart."""
+    return Preset(
+        AutoConfig.from_name(name, scale=scale),
+        TrainingSettings(
+            recipe="joint",
+            steps=500_000,
+            batch_size=32,
+            patch_size=2 * INPUT_PATCH * scale,
+            lr=3e-4,
+            loss="charbonnier",
+            amp=True,
+            ema=True,
+            ema_decay=0.999,
+        ),
+    )
+
+
 PRESETS: dict[str, Preset] = {
     **{f"rrdbnetx{scale}": _rrdbnet(scale) for scale in (2, 3, 4, 8)},
     **{f"rrdbnet-litex{scale}": _rrdbnet_lite(scale) for scale in (2, 3, 4, 8)},
@@ -152,5 +173,6 @@ PRESETS: dict[str, Preset] = {
     **{f"plksr-tinyx{scale}": _plksr("plksr-tiny", scale) for scale in (2, 3, 4)},
     "realplksrx4": _realplksr(4),
     **{f"spanx{scale}": _span(scale) for scale in (2, 4)},
+    **{f"{name}x{scale}": _photographs(name, scale) for name in U_NETS for scale in (1, 2, 4)},
 }
 register_presets(PRESETS)

@@ -14,7 +14,7 @@ from torch import nn
 import claritycore
 from claritycore.nets import AutoConfig, AutoModel, RRDBNetConfig, list_models, register_presets
 from claritycore.training.degradations import find_recipe
-from claritycore.training.presets import PRESETS, Preset, find_preset, preset_names
+from claritycore.training.presets import U_NETS, PRESETS, Preset, find_preset, preset_names
 from claritycore.training.settings import TrainingSettings
 
 ROOT = Path(claritycore.__file__).parent
@@ -53,7 +53,7 @@ def test_plksrs_halve_their_learning_rate_when_their_authors_do(name, scale):
 
 def test_the_names():
     scales = {"rrdbnet": "2348", "rrdbnet-lite": "2348", "plksr": "234", "plksr-tiny": "234", "realplksr": "4"}
-    expected = [f"{name}x{scale}" for name, every in {**scales, "span": "24"}.items() for scale in every]
+    expected = [f"{name}x{scale}" for name, every in {**scales, "span": "24", **dict.fromkeys(U_NETS, "124")}.items() for scale in every]
     assert preset_names() == list(PRESETS) == expected
 
 
@@ -119,7 +119,7 @@ def test_the_page_names_every_net_and_every_preset(page):
 def test_the_examples_of_the_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len(examples) == 4
+    assert len(examples) == 5
     for number, example in enumerate(examples):
         test = doctest.DocTestParser().get_doctest(example, {"nn": nn}, f"example {number}", None, None)
         assert doctest.DocTestRunner().run(test).failed == 0
