@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from claritycore.blocks import WindowAttention2d
 from claritycore.deploy import summarize
-from claritycore.nets import AutoConfig, AutoModel
+from claritycore.nets import SwinUNet, SwinUNetConfig, UNet
+from claritycore.nets.swin_unet import SIZES
 
 from .runner import Benchmark, Case, Work, main
 from .window_attention import shifted
@@ -39,8 +40,8 @@ def image(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Ten
     return {"image": torch.rand(1, 3, case["size"], case["size"], device=device, dtype=dtype)}
 
 
-def build(case: Case) -> nn.Module:
-    net = AutoModel.from_config(AutoConfig.from_name(case["net"]))
+def build(case: Case) -> UNet:
+    net = SwinUNet(SwinUNetConfig(**SIZES[case["net"]]))
     for parameter in net.head.parameters():  # which start at zero: then every provider returns the image
         nn.init.normal_(parameter, std=0.02)
     return net.eval()

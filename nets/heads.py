@@ -51,6 +51,10 @@ class ReconstructionHead(nn.Module):
     def forward(self, x: Tensor, scale: int) -> Tensor:
         return self.conv(self.upsample(x))
 
+    def last_convolutions(self) -> list[nn.Conv2d]:
+        """What makes the image: at zero, the head adds nothing to it."""
+        return [self.conv]
+
 
 class ScaleHeads(nn.Module):
     """A `ReconstructionHead` for each of several scales: they share the body.
@@ -83,6 +87,10 @@ class ScaleHeads(nn.Module):
             others = (p for name, head in self.heads.items() if name != f"x{scale}" for p in head.parameters())
             y = y + sum(0 * parameter.sum() for parameter in others)
         return y
+
+    def last_convolutions(self) -> list[nn.Conv2d]:
+        """What makes the image: at zero, the heads add nothing to it."""
+        return [head.conv for head in self.heads.values()]  # pyright: ignore[reportReturnType]
 
 
 class EmbeddedScaleHead(nn.Module):
@@ -121,3 +129,7 @@ class EmbeddedScaleHead(nn.Module):
             size = [scale * side for side in x.shape[2:]]
             x = F.interpolate(at_least_float32(x), size, mode="bilinear", align_corners=False).to(x.dtype)
         return self.conv(F.gelu(self.expand(x)))
+
+    def last_convolutions(self) -> list[nn.Conv2d]:
+        """What makes the image: at zero, the head adds nothing to it."""
+        return [self.conv]

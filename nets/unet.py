@@ -96,18 +96,14 @@ class UNet(RestorationNet):
     Source:
         U-Net (arXiv:1505.04597), section 2; with a long skip as in Restormer (arXiv:2111.09881), section 3.
 
-    >>> net = UNet(
+    >>> UNet(
     ...     UNetConfig(scale=2),
     ...     widths=(8, 16),
     ...     encoder=[nn.Conv2d(8, 8, 3, padding=1)],
     ...     bottleneck=nn.Conv2d(16, 16, 3, padding=1),
     ...     decoder=[nn.Conv2d(8, 8, 3, padding=1)],
-    ... )
-    >>> image = torch.rand(1, 3, 5, 7)
-    >>> net(image).equal(BicubicUp(2)(image))
-    True
-    >>> [tuple(map.shape) for map in net.features(image)]
-    [(1, 8, 5, 7), (1, 16, 3, 4)]
+    ... )(torch.rand(1, 3, 5, 7)).shape
+    torch.Size([1, 3, 10, 14])
     """
 
     def __init__(
@@ -129,13 +125,14 @@ class UNet(RestorationNet):
         self.scales = config.scales or (config.scale,)
         self.stride = 2 ** len(encoder)
         steps = list(pairwise(widths))
-        joins = [] if config.skip == "none" else widths[:-1]
         self.stem = OverlapPatchEmbed(config.in_channels, widths[0]) if stem is None else stem
         self.encoder = nn.ModuleList(Stage(stage) for stage in encoder)
         self.downs = nn.ModuleList(MSGDown(fine, wide, form=config.down, gated=config.gated) for fine, wide in steps)
         self.bottleneck = Stage(bottleneck)
         self.ups = nn.ModuleList(MSGUp(wide, fine, form=config.up, gated=config.gated) for fine, wide in steps)
-        self.fusions = nn.ModuleList(SkipFusion(width, form=config.skip) for width in joins)
+        self.fusions = nn.ModuleList()
+        if config.skip != "none":
+            self.fusions.extend(SkipFusion(width, form=config.skip) for width in widths[:-1])
         self.decoder = nn.ModuleList(Stage(stage) for stage in decoder)
         self.refinement = Stage(*([] if refinement is None else [refinement]))
         self.head = _head(config, widths[0])
@@ -202,12 +199,12 @@ class UNet(RestorationNet):
 
     @torch.no_grad()
     def _start_as_image(self) -> None:
-        for head in self.head.heads.values() if isinstance(self.head, ScaleHeads) else [self.head]:
-            for parameter in head.conv.parameters():
+        for conv in self.head.last_convolutions():
+            for parameter in conv.parameters():
                 parameter.zero_()
 
 
-def _head(config: UNetConfig, channels: int) -> nn.Module:
+def _head(config: UNetConfig, channels: int) -> ReconstructionHead | ScaleHeads | EmbeddedScaleHead:
     if len(config.scales) > 1 and config.scale_head == "embedded":
         return EmbeddedScaleHead(channels, config.out_channels)
     if len(config.scales) > 1:

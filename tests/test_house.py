@@ -37,11 +37,13 @@ WITHOUT_BENCHMARK = {
     "convert_block_state": "renames, once",
     "ConvAttention": "the time is that of its attention and of two convolutions",
     **dict.fromkeys(["BlockSource", "CheckpointInfo", "MatchReport"], "only tells what was found"),
-    **dict.fromkeys(["AutoConfig", "AutoModel", "BaseConfig", "RestorationNet"], "makes things once"),
+    **dict.fromkeys(["AutoConfig", "AutoModel", "BaseConfig", "RestorationNet", "UNetConfig"], "makes things once"),
     **dict.fromkeys(["list_models", "register_config", "register_presets", "Kernel"], "looks a name up"),
     **dict.fromkeys(
-        ["Aux", "DegradationEstimate", "RestorationOutput", "RouteResult", "Summary"], "only holds what others computed"
+        ["Aux", "Context", "DegradationEstimate", "RestorationOutput", "RouteResult", "Summary"],
+        "only holds what others computed",
     ),
+    **dict.fromkeys(["Conditioned", "Stage"], "the time is that of the blocks"),
     **dict.fromkeys(["degradation_targets", "supervise"], "a few sums over the numbers of a batch"),
     **dict.fromkeys(["train_estimator", "evaluate_estimator"], "the time is that of the estimator and of degrade"),
     **dict.fromkeys(
@@ -102,7 +104,7 @@ BLOCKS = {
 NET_CLASSES = {
     name: getattr(nets, name)
     for name in nets.__all__
-    if is_module(getattr(nets, name)) and getattr(nets, name) is not nets.RestorationNet
+    if is_module(getattr(nets, name)) and name not in ("RestorationNet", "UNet", "Conditioned", "Stage")
 }
 PUBLIC = {
     f"{room.__name__.removeprefix('claritycore.')}.{name}": getattr(room, name)

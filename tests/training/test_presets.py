@@ -14,7 +14,7 @@ from torch import nn
 import claritycore
 from claritycore.nets import AutoConfig, AutoModel, RRDBNetConfig, list_models, register_presets
 from claritycore.training.degradations import find_recipe
-from claritycore.training.presets import U_NETS, PRESETS, Preset, find_preset, preset_names
+from claritycore.training.presets import PRESETS, U_NETS, Preset, find_preset, preset_names
 from claritycore.training.settings import TrainingSettings
 
 ROOT = Path(claritycore.__file__).parent
@@ -53,7 +53,11 @@ def test_plksrs_halve_their_learning_rate_when_their_authors_do(name, scale):
 
 def test_the_names():
     scales = {"rrdbnet": "2348", "rrdbnet-lite": "2348", "plksr": "234", "plksr-tiny": "234", "realplksr": "4"}
-    expected = [f"{name}x{scale}" for name, every in {**scales, "span": "24", **dict.fromkeys(U_NETS, "124")}.items() for scale in every]
+    expected = [
+        f"{name}x{scale}"
+        for name, every in {**scales, "span": "24", **dict.fromkeys(U_NETS, "124")}.items()
+        for scale in every
+    ]
     assert preset_names() == list(PRESETS) == expected
 
 
