@@ -57,7 +57,14 @@ def test_blocks_alternate_whole_and_shifted_windows():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"skip": "none"}, {"skip": "add"}, {"window_size": 5}, {"depths": (1, 1)}, {"residual_scale": 0.1}, {"refinement": 0}],
+    [
+        {"skip": "none"},
+        {"skip": "add"},
+        {"window_size": 5},
+        {"depths": (1, 1)},
+        {"residual_scale": 0.1},
+        {"refinement": 0},
+    ],
 )
 def test_what_ablations_change_shows(fields):
     def restored(**fields):
