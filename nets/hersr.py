@@ -35,7 +35,7 @@ from .stage import Stage
 from .unet import UNet, UNetConfig
 
 SIZES = {
-    "hersr-tiny": {"widths": (8, 16, 24, 32, 32), "head_dim": 8, "kernel_size": 9},
+    "hersr-tiny": {"widths": (8, 16, 24, 24, 32), "head_dim": 8, "kernel_size": 9},
     "hersr-small": {"widths": (16, 32, 48, 64, 96), "head_dim": 16},
     "hersr-base": {},
 }
@@ -131,7 +131,7 @@ class HERSRConfig(UNetConfig):
 
 
 class HERSR(UNet):
-    r"""Hybrid restoration: large kernels beside window attention at every scale, experts at the bottleneck, texture last.
+    r"""Large kernels beside window attention at every scale, experts at the bottleneck, texture in the last stage.
 
     .. code-block:: text
 
