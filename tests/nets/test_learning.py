@@ -7,12 +7,15 @@ from torch.nn import functional as F
 
 from claritycore.blocks import BicubicUp
 from claritycore.images import psnr
-from tests.contracts import small_swin_unet
+from tests.contracts import small_hersr, small_swin_unet
 
 # The U-Nets at sizes that learn on a CPU while one waits.
 LEARNERS = {
     "SwinUNet": lambda **fields: small_swin_unet(
         **{"embed_dim": 16, "depths": (2, 2), "head_dim": 8, "window_size": 8, **fields}
+    ),
+    "HERSR": lambda **fields: small_hersr(
+        **{"widths": (16, 32), "head_dim": 8, "norm_groups": 4, "window_size": 8, **fields}
     ),
 }
 DOWN, UP = ("strided", "unshuffle"), ("pixelshuffle", "expand", "dysample")
