@@ -1,7 +1,6 @@
 """HERSR: two paths at every scale, experts at the coarsest, and texture in the last stage alone."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +32,8 @@ from .output import Aux, RestorationOutput
 from .registry import register_config
 from .stage import Stage
 from .unet import UNet, UNetConfig
+
+EXPERTS = ("conv", "attention", "frequency")
 
 SIZES = {
     "hersr-tiny": {"widths": (8, 16, 24, 24, 32), "head_dim": 8, "kernel_size": 9},
@@ -92,7 +93,7 @@ class HERSRConfig(UNetConfig):
     window_size: int = 8
     overlap_ratio: float = 0.0
     mlp_ratio: float = 2.0
-    experts: tuple[str, ...] = ("conv", "attention", "frequency")
+    experts: tuple[str, ...] = EXPERTS
     level: Literal["image", "window"] = "image"
     k: int | None = None
     frequency: Literal["fft", "dct"] = "fft"
@@ -144,14 +145,16 @@ class HERSR(UNet):
         texture   modulated convolution with noise, then head, + bicubic(image)
 
     Nothing attends at the size of the image: context paths of the finest scale run at half of it. Noise is in the
-    texture stage alone: drawn in training, and in eval none, or that of `noise_seed`, the same for a pixel in any tile.
+    texture stage alone: drawn in training, and in eval none, or that of `noise_seed`, a number or a `NoiseField`, which
+    says besides where in the whole a tile begins: so a pixel has the same noise in any tile.
 
     Group norms, means of channels, experts of images and the style of the texture see the whole map, so tiles are not
     exact. They are with ``statistics="local", level="window"``, and no "dysample".
 
     Shape:
         - image: ``(B, in_channels, H, W)``, any H, W >= 1
-        - prompt: ``(B, prompt_dim)``, or a map ``(B, prompt_dim, H, W)``, such as one of uncertainty
+        - prompt: what is known of the degradation, for a net that takes it, zero where it is not given:
+          ``(B, prompt_dim)``, or a map ``(B, prompt_dim, H, W)``, such as one of uncertainty
         - returns: ``(B, out_channels, s H, s W)``
 
     Args:
@@ -163,8 +166,9 @@ class HERSR(UNet):
             another shape or the net takes none.
 
     Source:
-        ours, of the parts of PLKSR (arXiv:2404.11848), NAFNet (arXiv:2204.04676), Swin (arXiv:2103.14030), Restormer
-        (arXiv:2111.09881), PromptIR (arXiv:2306.13090) and StyleGAN2 (arXiv:1912.04958).
+        PLKSR (arXiv:2404.11848), section 3, NAFNet (arXiv:2204.04676), section 3, Swin (arXiv:2103.14030), section 3,
+        Restormer (arXiv:2111.09881), section 3.2, and StyleGAN2 (arXiv:1912.04958), section 2, for the parts; prompts
+        at the bottleneck: PromptIR (arXiv:2306.13090), section 3.2. The topology is ours.
 
     >>> config = HERSRConfig(scale=2, widths=(8, 16), depths=(1,), head_dim=4, kernel_size=5)
     >>> HERSR(config)(torch.zeros(1, 3, 5, 7)).shape
@@ -198,15 +202,7 @@ class HERSR(UNet):
         scale: int | None = None,
         return_aux: bool = False,
     ) -> Tensor | RestorationOutput:
-        """Restore an image.
-
-        Args:
-            image: in [0, 1].
-            prompt: what is known of the degradation, for a net that takes it; zero where it is not given.
-            noise_seed: of the texture's noise; a `NoiseField` says besides where in the whole a tile begins.
-            scale: one of the net's, its own where it is not given.
-            return_aux: whether the losses and the statistics of the router come with the image.
-        """
+        """Restore an image; the class says what the conditions are."""
         noise = NoiseField(noise_seed) if isinstance(noise_seed, int) else noise_seed
         prompt = None if prompt is None else self._prompt(prompt, image)
         return self.restored(image, HERSRContext(self.known_scale(scale), Aux(), prompt, noise), return_aux)
@@ -269,7 +265,7 @@ def _bottleneck(config: HERSRConfig) -> ExpertBottleneck:
     return ExpertBottleneck(
         MoE2d(
             width,
-            [EXPERTS[name](config) for name in config.experts],
+            [_expert(config, name) for name in config.experts],
             level=config.level,
             window_size=config.window_size,
             router=router,
@@ -279,28 +275,14 @@ def _bottleneck(config: HERSRConfig) -> ExpertBottleneck:
     )
 
 
-def _conv_expert(config: HERSRConfig) -> nn.Module:
-    width = config.widths[-1]
+def _expert(config: HERSRConfig, name: str) -> nn.Module:
+    width, size = config.widths[-1], config.window_size
+    if name == "attention":
+        return AttentionExpert(width, width // config.head_dim, window_size=size)
+    if name == "frequency":
+        whole = config.level == "image" and config.frequency == "fft"
+        return SpectralMix2d(width) if whole else FrequencyExpert(width, window_size=size)
     if config.level == "window":
         return ConvExpert(width, kernel_size=config.kernel_size)
     large = PartialLargeKernelConv(width, kernel_size=config.kernel_size, form=config.form)
     return nn.Sequential(large, ConvExpert(width, kernel_size=3))
-
-
-def _attention_expert(config: HERSRConfig) -> nn.Module:
-    width = config.widths[-1]
-    return AttentionExpert(width, width // config.head_dim, window_size=config.window_size)
-
-
-def _frequency_expert(config: HERSRConfig) -> nn.Module:
-    width = config.widths[-1]
-    if config.level == "window" or config.frequency == "dct":
-        return FrequencyExpert(width, window_size=config.window_size)
-    return SpectralMix2d(width)
-
-
-EXPERTS: dict[str, Callable[[HERSRConfig], nn.Module]] = {
-    "conv": _conv_expert,
-    "attention": _attention_expert,
-    "frequency": _frequency_expert,
-}

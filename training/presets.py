@@ -145,6 +145,24 @@ def _span(scale: int) -> Preset:
     )
 
 
+def _hersr(name: str, scale: int) -> Preset:
+    """For photographs as they come; the router wants batches of many images, whose experts it is to tell apart."""
+    return Preset(
+        AutoConfig.from_name(name, scale=scale),
+        TrainingSettings(
+            recipe="joint",
+            steps=500_000,
+            batch_size=32,
+            patch_size=128 * scale,
+            lr=3e-4,
+            loss="charbonnier",
+            amp=True,
+            ema=True,
+            ema_decay=0.999,
+        ),
+    )
+
+
 PRESETS: dict[str, Preset] = {
     **{f"rrdbnetx{scale}": _rrdbnet(scale) for scale in (2, 3, 4, 8)},
     **{f"rrdbnet-litex{scale}": _rrdbnet_lite(scale) for scale in (2, 3, 4, 8)},
@@ -152,5 +170,6 @@ PRESETS: dict[str, Preset] = {
     **{f"plksr-tinyx{scale}": _plksr("plksr-tiny", scale) for scale in (2, 3, 4)},
     "realplksrx4": _realplksr(4),
     **{f"spanx{scale}": _span(scale) for scale in (2, 4)},
+    **{f"{name}x{scale}": _hersr(name, scale) for name in ("hersr-tiny", "hersr-small", "hersr") for scale in (1, 4)},
 }
 register_presets(PRESETS)

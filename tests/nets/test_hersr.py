@@ -7,7 +7,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from claritycore.blocks import FreqBands, ModulatedConv2d, NoiseField, NoiseInjection, TopKRouter, WindowAttention2d
+from claritycore.blocks import (
+    FreqBands,
+    ModulatedConv2d,
+    NoiseField,
+    NoiseInjection,
+    TopKRouter,
+    WindowAttention2d,
+    reparameterize_model,
+)
 from claritycore.blocks.window_attention import Projections
 from claritycore.deploy import flop_formulas, restore_tiled
 from claritycore.kernels import blur_split
@@ -258,6 +266,13 @@ class TestPrompt:
         (output.image.square().mean() + output.aux.total()).backward()
         assert bottleneck_of(net).prompt.prompt_param.grad.any()
 
+    def test_a_program_takes_it_too(self):
+        net, image, prompt = made(prompt="given", prompt_dim=2), normal((1, 3, 8, 12)), normal((1, 2, 8, 12))
+        program = torch.export.export(net, (image,), {"prompt": prompt, "noise_seed": 3})
+        expected = net(image, prompt=prompt, noise_seed=3)
+        found = program.module()(image, prompt=prompt, noise_seed=3)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
     def test_one_that_does_not_fit_raises(self):
         image = normal((2, 3, 8, 8))
         with pytest.raises(ValueError, match="prompt must be None for a net whose config has not prompt='given'"):
@@ -308,6 +323,25 @@ def test_tiles_are_the_whole_with_local_statistics_alone():
         torch.testing.assert_close(restore_tiled(net, image, 40), net(image), rtol=0, atol=1e-12)
     for fields in ({"statistics": "map"}, {"level": "image"}, {"up": "dysample"}):
         assert not small_hersr(**{**LOCAL, **fields}).tile_safe
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("fields", [{}, {"frequency": "dct"}, {"k": 1}, LOCAL], ids=str)
+def test_onnx_takes_any_size(fields):
+    """Router and Fourier transforms included, deployed."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from claritycore.deploy.onnx_ops import to_onnx
+
+    net = reparameterize_model(made(scale=2, **fields))
+    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    program = to_onnx(net, (normal((2, 3, 16, 24)),), dynamic_shapes={"image": sizes})
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    for shape in ((2, 3, 16, 24), (1, 3, 13, 31), (3, 3, 40, 22)):
+        image = normal(shape)
+        (found,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), net(image), rtol=0, atol=1e-5)
 
 
 def learned(steps: int, side: int, lr: float, **fields):
