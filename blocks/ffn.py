@@ -123,7 +123,8 @@ class NAFBlock(nn.Module):
     Means of the whole map make it not `tile_safe`, and images of another size than those trained on come out worse.
     With `window_size`, :math:`\bar u` is the mean over the window around each pixel, as far as that lies in the map:
     the parameters are the same, nets trained without it gain from windows of 1.5 times the side of their training
-    crops (the second source), and the block is `tile_safe`.
+    crops (the second source), and the block is `tile_safe`. Group norms in place of the layer norms LN, which
+    `norm_groups` asks for, take statistics of the whole map.
 
     Shape:
         ``(B, C, H, W)`` -> ``(B, C, H, W)``, dtype and memory format kept.
@@ -133,11 +134,12 @@ class NAFBlock(nn.Module):
         dw_expand: channels of the depthwise convolution, in multiples of ``C``.
         ffn_expand: channels of the feed-forward part, in multiples of ``C``.
         window_size: odd side of the window of the means; None takes the whole map.
+        norm_groups: groups of the norms; None normalises the channels of each pixel.
 
     Raises:
         TypeError: if the input is not floating point.
-        ValueError: if a number is < 1, the channels of a part are odd or ``window_size`` even, or the input has another
-            number of channels.
+        ValueError: if a number is < 1, the channels of a part are odd or ``window_size`` even, ``channels`` is no
+            multiple of ``norm_groups``, or the input has another number of channels.
 
     Source:
         NAFNet (arXiv:2204.04676), section 3; windows: TLC (arXiv:2112.04491).
@@ -150,7 +152,13 @@ class NAFBlock(nn.Module):
     tile_multiple = 1
 
     def __init__(
-        self, channels: int, *, dw_expand: int = 2, ffn_expand: int = 2, window_size: int | None = None
+        self,
+        channels: int,
+        *,
+        dw_expand: int = 2,
+        ffn_expand: int = 2,
+        window_size: int | None = None,
+        norm_groups: int | None = None,
     ) -> None:
         super().__init__()
         check_positive(channels=channels, dw_expand=dw_expand, ffn_expand=ffn_expand)
@@ -159,14 +167,14 @@ class NAFBlock(nn.Module):
             if width % 2:
                 raise ValueError(f"channels * {name} must be even, got {width}")
         self.channels = channels
-        self.tile_safe = window_size is not None
+        self.tile_safe = window_size is not None and norm_groups is None
         self.receptive_radius = 1 + (window_size or 1) // 2
-        self.norm1 = LayerNorm2d(channels)
+        self.norm1 = _norm(channels, norm_groups)
         self.conv1 = nn.Conv2d(channels, wide, 1)
         self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
         self.sca = nn.Sequential(_Mean(window_size), nn.Conv2d(wide // 2, wide // 2, 1))
         self.conv3 = nn.Conv2d(wide // 2, channels, 1)
-        self.norm2 = LayerNorm2d(channels)
+        self.norm2 = _norm(channels, norm_groups)
         self.conv4 = nn.Conv2d(channels, hidden, 1)
         self.conv5 = nn.Conv2d(hidden // 2, channels, 1)
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
@@ -205,6 +213,15 @@ class _Mean(nn.Module):
 
     def extra_repr(self) -> str:
         return f"window_size={self.window_size}"
+
+
+def _norm(channels: int, groups: int | None) -> LayerNorm2d | nn.GroupNorm:
+    if groups is None:
+        return LayerNorm2d(channels)
+    check_positive(norm_groups=groups)
+    if channels % groups:
+        raise ValueError(f"channels must be a multiple of norm_groups = {groups}, got {channels}")
+    return nn.GroupNorm(groups, channels)
 
 
 def _product_of_halves(x: Tensor) -> Tensor:

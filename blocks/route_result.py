@@ -61,7 +61,8 @@ class RouteResult:
     def entropy(self) -> Tensor:
         """Mean entropy of the probabilities of a region, as a part of the largest possible: how undecided it is."""
         entropies = normalised_entropy(self.probabilities)
-        return entropies.sum() / max(len(entropies), 1)
+        # The shape, here and below: len() fixes the number of images of an exported program.
+        return entropies.sum() / max(entropies.shape[0], 1)
 
     def dead_experts(self) -> Tensor:
         """How many experts get less than a tenth of their even share."""
@@ -70,7 +71,7 @@ class RouteResult:
     def kept_share(self) -> float:
         """The share of regions that were routed; the others passed by all experts."""
         images, rows, columns = self.grid
-        return len(self.indices) / max(images * rows * columns, 1)
+        return self.indices.shape[0] / max(images * rows * columns, 1)
 
     def statistics(self) -> dict[str, Tensor]:
         """All of these by name, without gradients."""

@@ -106,6 +106,9 @@ class UNet(RestorationNet):
     torch.Size([1, 3, 10, 14])
     """
 
+    # What `features` makes, of scale and aux alone; a net whose parts ask for more has a context of its own.
+    context_type: type[Context] = Context
+
     def __init__(
         self,
         config: UNetConfig,
@@ -152,9 +155,10 @@ class UNet(RestorationNet):
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The decoder's maps, the finest first, and the bottleneck's: (B, widths[i], ceil(H / 2^i), ceil(W / 2^i))."""
-        maps, steps = self.maps(image, Context(self.scale, Aux())), [2**level for level in range(len(self.ups) + 1)]
+        context, steps = self.context_type(self.scale, Aux()), [2**level for level in range(len(self.ups) + 1)]
         ceilings = [[(side + step - 1) // step for side in image.shape[2:]] for step in steps]
-        return [cropped(x, height, width) for x, (height, width) in zip(maps, ceilings, strict=True)]
+        maps = zip(self.maps(image, context), ceilings, strict=True)
+        return [cropped(x, height, width) for x, (height, width) in maps]
 
     def restored(self, image: Tensor, context: Context, return_aux: bool) -> Tensor | RestorationOutput:
         """Run the net with a context that knows the conditions of this pass."""

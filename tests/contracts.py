@@ -281,6 +281,9 @@ CONTRACTS: dict[str, Contract] = {
     "GatedFFN": Contract(lambda c: blocks.GatedFFN(c, bias=True)),
     "ConvGate": Contract(blocks.ConvGate),
     "NAFBlock": Contract(blocks.NAFBlock, channels=(2, 4), tile_safe=False),
+    "NAFBlock group norm": Contract(
+        lambda c: blocks.NAFBlock(c, norm_groups=2), channels=(4, 8), pixels=2, tile_safe=False
+    ),
     "NAFBlock window": Contract(lambda c: blocks.NAFBlock(c, window_size=5), channels=(2, 4)),
     # With so many numbers in between that one of them survives the ReLU.
     "ChannelAttention": Contract(lambda c: blocks.ChannelAttention(c, reduction=1), channels=(1, 16), tile_safe=False),
@@ -471,13 +474,26 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "SwinUNet dysample": lambda **fields: small_swin_unet(
         **{"up": "dysample", "upsampler": "dysample", "skip": "none", "residual_scale": 0.5, **fields}
     ),
+    "HERSR": lambda **fields: small_hersr(**fields),
+    "HERSR local": lambda **fields: small_hersr(**{**LOCAL_HERSR, "kernel_size": 3, "window_size": 2, **fields}),
 }
+
+# The switches that make a HERSR see no further than its receptive radius.
+LOCAL_HERSR = {"statistics": "local", "level": "window", "split": "haar", "prompt": "generated"}
+
+
+def small_hersr(**fields) -> nets.HERSR:
+    sizes = {"widths": (4, 8), "depths": (1,), "head_dim": 4, "norm_groups": 2, "kernel_size": 5, "window_size": 4}
+    return nets.HERSR(nets.HERSRConfig(**{**sizes, **fields}))
 
 
 # The U-Nets at sizes that learn on a CPU while one waits.
 LEARNERS: dict[str, Callable[..., nn.Module]] = {
     "SwinUNet": lambda **fields: small_swin_unet(
         **{"embed_dim": 16, "depths": (2, 2), "refinement": 2, "window_size": 8, "ffn": "gated", **fields}
+    ),
+    "HERSR": lambda **fields: small_hersr(
+        **{"widths": (16, 32), "head_dim": 8, "norm_groups": 4, "window_size": 8, **fields}
     ),
 }
 

@@ -118,6 +118,33 @@ def test_naf_block_is_the_formula(window_size, x):
     torch.testing.assert_close(block(x), y + state["gamma"] * pointwise(state, "conv5", a * b), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@given(x=feature_maps(4, sides=st.integers(2, 9), dtype=torch.float64))
+def test_group_norms_take_the_place_of_layer_norms(groups, x):
+    block = moved(NAFBlock(4, norm_groups=groups))
+    state = block.state_dict()
+
+    def group_norm(name, x):
+        cells = x.reshape(len(x), groups, -1)
+        cells = (cells - cells.mean(2, keepdim=True)) / (cells.var(2, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return cells.reshape(x.shape) * state[f"{name}.weight"][:, None, None] + state[f"{name}.bias"][:, None, None]
+
+    a, b = depthwise(state, "conv2", pointwise(state, "conv1", group_norm("norm1", x))).chunk(2, dim=1)
+    u = a * b
+    y = x + state["beta"] * pointwise(state, "conv3", u * pointwise(state, "sca.1", u.mean((2, 3), keepdim=True)))
+    a, b = pointwise(state, "conv4", group_norm("norm2", y)).chunk(2, dim=1)
+    torch.testing.assert_close(block(x), y + state["gamma"] * pointwise(state, "conv5", a * b), rtol=0, atol=1e-11)
+
+
+def test_group_norms_see_the_whole_map_and_divide_the_channels():
+    assert not NAFBlock(4, window_size=5, norm_groups=2).tile_safe
+    assert set(NAFBlock(4, norm_groups=2).state_dict()) == set(NAFBlock(4).state_dict())
+    with pytest.raises(ValueError, match="channels must be a multiple of norm_groups = 3, got 4"):
+        NAFBlock(4, norm_groups=3)
+    with pytest.raises(ValueError, match="norm_groups must be an integer of at least 1, got 0"):
+        NAFBlock(4, norm_groups=0)
+
+
 def test_naf_block_has_the_public_layout():
     block = NAFBlock(64)
     shapes = {name: tuple(tensor.shape) for name, tensor in block.state_dict().items()}
