@@ -39,7 +39,7 @@ def test_bad_arguments(tmp_path):
     told(ValueError, "dtype must be float32 or float16 for ONNX", net, dtype="bfloat16")
     told(ValueError, "width must be an integer of at least 1, got 0", net, size=(5, 0))
     told(FileNotFoundError, "there is no checkpoint", tmp_path / "nowhere.safetensors")
-    told(ValueError, "Conv2d takes no image", nn.Conv2d(5, 3, 1))
+    told(ValueError, "Sequential takes no image", nn.Sequential(nn.Conv2d(5, 3, 1)))
     told(TypeError, "Two must return an image", Two())
     told(ValueError, "Conv2d must derive from RestorationNet", nn.Conv2d(3, 3, 1), "net.safetensors")
     told(RuntimeError, "Branching cannot be exported", Branching())
