@@ -42,7 +42,7 @@ def head_inputs(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[T
 
 
 def materialised(layer: ModulatedConv2d, x: Tensor, style: Tensor) -> Tensor:
-    kernels = layer.kernel() * layer.styles(x, style)[:, None, :, None, None]
+    kernels = layer.weight * layer.styles(x, style)[:, None, :, None, None]
     kernels = kernels * torch.rsqrt(kernels.square().sum((2, 3, 4), keepdim=True) + 1e-8)
     y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), padding=1, groups=len(x))
     return y.view(len(x), -1, *x.shape[2:])

@@ -81,29 +81,25 @@ class ModulatedConv2d(nn.Module):
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         check_feature_map(x, self.in_channels, self)
         if self.resample is None:
-            y = modulated_conv2d(x, self.kernel(), self.styles(x, style), demodulate=self.demodulate)
+            y = modulated_conv2d(x, self.weight, self.styles(x, style), demodulate=self.demodulate)
         else:
             y, out_scale = self.convolve(x, style)
             y = (y * out_scale[:, :, None, None]).to(y.dtype)
         return in_format_of(y, x)
 
-    def kernel(self) -> Tensor:
-        """The kernel with its gain, which demodulation takes out again."""
-        return self.weight * self.weight[0].numel() ** -0.5
-
     def styles(self, x: Tensor, style: Tensor) -> Tensor:
-        """What scales each input channel: ``(B, C_in)``, no less precise than float32."""
+        """What scales each input channel, the kernel's gain included: ``(B, C_in)``, no less precise than float32."""
         if style.ndim != 2 or style.shape[1] != self.style_channels or style.shape[0] != x.shape[0]:
             rule = f"(B, {self.style_channels}) with B = {x.shape[0]}"
             raise ValueError(f"style must be {rule}, got shape {tuple(style.shape)}")
         with without_autocast(x):
             dtype = torch.promote_types(at_least_float32(style).dtype, self.weight.dtype)
             weight, bias = self.modulation.weight.to(dtype), self.modulation.bias.to(dtype)
-            return F.linear(style.to(dtype), weight * self.style_channels**-0.5, bias)
+            return F.linear(style.to(dtype), weight * self.style_channels**-0.5, bias) * self.weight[0].numel() ** -0.5
 
     def convolve(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve, and return beside it the demodulation ``(B, C_out)`` that is left to what follows."""
-        scales = modulate(at_least_float32(self.kernel()), self.styles(x, style), demodulate=self.demodulate)
+        scales = modulate(self.weight, self.styles(x, style), demodulate=self.demodulate)
         if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         kernel, half = scales.weight.to(x.dtype), self.kernel_size // 2
