@@ -35,8 +35,9 @@ def noise_bias_act(
 
     Arithmetic is float64 where x is, else float32, also under autocast; x is kept for backward, and nothing else of its
     size. Results repeat bit for bit, gradients included. Memory format kept, dense where x is not. Differentiable any
-    number of times: where a gradient is itself to be differentiated, it is computed by operations of torch. The
-    choice of backend is fixed when a call is traced or exported.
+    number of times: where a gradient is itself to be differentiated, it is computed by operations of torch.
+    `torch.func`'s grad, jvp and their like take the reference only. The choice of backend is fixed when a call is
+    traced or exported.
 
     Shape:
         - x: ``(B, C, H, W)``

@@ -132,6 +132,16 @@ def test_formulas_of_tiny_and_flat_images_are_finite(formula, size):
     assert half.isfinite().all()
 
 
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_formulas_take_images_in_batches_alone(formula):
+    with pytest.raises(TypeError, match=r"image must be floating-point, in \[0, 1\], got torch\.uint8"):
+        formula(torch.zeros(1, 3, 9, 9, dtype=torch.uint8))
+    for shape in [(3, 9, 9), (1, 3, 0, 9), (1, 0, 9, 9)]:
+        with pytest.raises(ValueError, match=r"image must be \(B, C, H, W\) with C, H, W >= 1, got shape"):
+            formula(torch.zeros(shape))
+    assert formula(torch.zeros(0, 3, 9, 9)).shape == (0,)
+
+
 def test_contrast_scales_noise_and_leaves_width_and_blocks():
     x = normal((1, 1, 40, 40), dtype=torch.float64)
     for formula, factor in zip(FORMULAS, (3, 3, 1, 1), strict=True):
@@ -209,6 +219,8 @@ def test_bad_arguments_of_priors_raise():
     for shape in [(1, 7), (1, 8, 2)]:
         with pytest.raises(ValueError, match=r"code must be \(B, 8\) or \(B, 8, h, w\), got shape"):
             prior.reconstruct(torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"code must be floating-point, got torch\.int64"):
+        prior.reconstruct(torch.zeros(1, 8, dtype=torch.int64))
     with pytest.raises(ValueError, match="kernel_size must be an odd integer of at least 1, got 4"):
         KernelPrior(4, kernel_size=4)
     for name in ("code_channels", "cell"):

@@ -314,9 +314,13 @@ REFUSED = [
     (lambda: CONV(X, V[:, :4]), r"style must be \(B, 5\) with B = 2, got shape \(2, 4\)"),
     (lambda: CONV(X, V[:1]), r"style must be \(B, 5\) with B = 2, got shape \(1, 5\)"),
     (lambda: LAYER(X, V, torch.zeros(2, 1, 4, 5)), r"noise must be \(B, 1, H, W\) = \(2, 1, 5, 4\), .* \(2, 1, 4, 5\)"),
-    (lambda: LAYER(X, V, NoiseField(-1)), r"seed must be an integer from 0 to 2\^63 - 1, got -1"),
+    (lambda: NoiseField(-1), r"seed must be an integer from 0 to 2\^63 - 1, got -1"),
     (lambda: LAYER(X, V, NoiseField(0), torch.ones(3)), r"gate must be \(B,\), .* got shape \(3,\)"),
     (lambda: LAYER(X, V, NoiseField(0, samples=(1, 2, 3))), r"noise must be .* got shape \(3, 1, 5, 4\)"),
+    (lambda: LAYER(X, V, None, torch.ones(3)), r"gate must be \(B,\), .* got shape \(3,\)"),  # in eval without noise
+    (lambda: NoiseField(0, layer=-2), r"layer must be integers from 0 to 2\^32 - 1, got -2"),
+    (lambda: NoiseField(0, offset=(1,)), r"offset must be a row and a column, below 2\^62, got \(1,\)"),
+    (lambda: NoiseInjection(0), "channels must be an integer of at least 1, got 0"),
     (lambda: ModulatedConv2d(3, 4, style_channels=0), "style_channels must be an integer of at least 1, got 0"),
     (lambda: ModulatedConv2d(3, 4, style_channels=5, kernel_size=4), "kernel_size must be an odd integer"),
     (lambda: ModulatedConv2d(3, 4, style_channels=5, resample="both"), "resample must be one of None, up, down, got"),
@@ -332,3 +336,10 @@ REFUSED = [
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_noise_and_gates_of_other_types_are_named():
+    with pytest.raises(TypeError, match="noise must be a tensor, a NoiseField or None, got 7"):
+        LAYER(X, V, 7)
+    with pytest.raises(TypeError, match=r"gate must be a tensor, got 0\.5"):
+        LAYER(X, V, NoiseField(7), 0.5)
