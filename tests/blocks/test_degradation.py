@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from torch.nn import functional as F
 
 from claritycore.blocks import (
     DegradationEstimate,
@@ -161,6 +162,28 @@ def test_an_estimate_is_in_range_and_a_condition():
     assert isinstance(estimate, DegradationEstimate)
 
 
+def test_the_estimator_is_its_formula():
+    block = DegradationEstimator(2, widths=(3, 4), hidden=5).double()
+    image = torch.rand(2, 2, 9, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    details = torch.empty_like(image)
+    for i, j in np.ndindex(9, 11):
+        around = image[..., max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
+        details[..., i, j] = 8 * (image[..., i, j] - around.mean((2, 3)))
+    x = torch.cat([image, details], 1)
+    for conv in block.convs:
+        x = F.gelu(F.conv2d(x, conv.weight, conv.bias, stride=2, padding=1))
+    fixed = torch.stack([
+        (immerkaer_sigma(image) + 0.1 / 255).log(), (haar_sigma(image) + 0.1 / 255).log(),
+        edge_width(image).log(), blockiness(image).log(),
+    ], 1)  # fmt: skip
+    spread = (x.var((2, 3), unbiased=False) + (0.1 / 255) ** 2).sqrt().log()
+    hidden = F.gelu(block.hidden(torch.cat([fixed, x.mean((2, 3)), spread], 1)))
+    noise, blurred, quality = block.head(hidden).unbind(1)
+    wanted = 0.1 * F.softplus(noise), 2 * F.softplus(blurred), quality.sigmoid()
+    for found, expected in zip(block(image), wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_bad_arguments_of_estimators_raise():
     with pytest.raises(ValueError, match="widths must have at least one number, got none"):
         DegradationEstimator(widths=())
@@ -192,6 +215,7 @@ def test_kernels_sum_to_one_and_start_with_their_peak_in_the_middle():
     kernels = prior.reconstruct(prior(normal((3, 4, 20, 9))))
     torch.testing.assert_close(kernels.sum((1, 2)), torch.ones(3))
     assert (kernels.flatten(1).argmax(1) == 21 * 21 // 2).all()
+    assert (kernels.flatten(1).amax(1) > 0.05).all()
     code = normal((3, 16))
     torch.testing.assert_close(prior.reconstruct(code[:, :, None, None].expand(-1, -1, 2, 5)), prior.reconstruct(code))
 
