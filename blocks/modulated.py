@@ -43,7 +43,8 @@ class ModulatedConv2d(nn.Module):
 
     Source:
         StyleGAN2 (arXiv:1912.04958), sections 2.2 and B. State dicts in the layout of rosinality's ``ModulatedConv2d``
-        load: a kernel ``(1, C_out, C_in, k, k)``, ``modulation``, and a ``blur.kernel``, which is dropped.
+        and BasicSR's load: a kernel ``(1, C_out, C_in, k, k)``, ``modulation``, and a kernel of ``blur`` or
+        ``smooth``, which is dropped.
 
     >>> x, style = torch.randn(1, 8, 5, 7), torch.randn(1, 4)
     >>> ModulatedConv2d(8, 16, style_channels=4, resample="up")(x, style).shape
@@ -146,8 +147,8 @@ class ModulatedNoiseConv2d(nn.Module):
         ValueError: as for `ModulatedConv2d` and `NoiseInjection`.
 
     Source:
-        StyleGAN2 (arXiv:1912.04958), figure 2. State dicts in the layout of rosinality's ``StyledConv`` load:
-        ``conv``, ``noise.weight``, ``activate.bias``.
+        StyleGAN2 (arXiv:1912.04958), figure 2. State dicts in the layouts of rosinality's ``StyledConv`` load
+        (``conv``, ``noise.weight``, ``activate.bias``) and of BasicSR's ``StyleConv`` (``modulated_conv``, ``weight``).
 
     >>> x, style = torch.randn(1, 8, 5, 7), torch.randn(1, 4)
     >>> ModulatedNoiseConv2d(8, 16, style_channels=4)(x, style, NoiseField(3)).shape
@@ -176,7 +177,7 @@ class ModulatedNoiseConv2d(nn.Module):
         self.noise = NoiseInjection(clamp=noise_clamp)
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.receptive_radius, self.tile_multiple = self.conv.receptive_radius, self.conv.tile_multiple
-        self.register_load_state_dict_pre_hook(_with_our_bias)
+        self.register_load_state_dict_pre_hook(_with_our_names)
 
     def forward(
         self, x: Tensor, style: Tensor, noise: Tensor | NoiseField | None = None, gate: Tensor | None = None
@@ -203,9 +204,13 @@ def _in_our_layout(block: nn.Module, state: dict[str, Tensor], prefix: str, *_: 
     weight = state.get(f"{prefix}weight")
     if weight is not None and weight.ndim == 5 and weight.shape[0] == 1:
         state[f"{prefix}weight"] = weight[0]
-    state.pop(f"{prefix}blur.kernel", None)
+    for resampler in ("blur", "smooth"):
+        state.pop(f"{prefix}{resampler}.kernel", None)
 
 
-def _with_our_bias(block: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    if f"{prefix}activate.bias" in state:
-        state[f"{prefix}bias"] = state.pop(f"{prefix}activate.bias")
+def _with_our_names(block: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    for theirs in [key for key in state if key.startswith(f"{prefix}modulated_conv.")]:
+        state[theirs.replace("modulated_conv", "conv")] = state.pop(theirs)
+    for theirs, ours in {"activate.bias": "bias", "weight": "noise.weight"}.items():
+        if f"{prefix}{theirs}" in state:
+            state[f"{prefix}{ours}"] = state.pop(f"{prefix}{theirs}")

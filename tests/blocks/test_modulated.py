@@ -121,9 +121,10 @@ def test_half_precision_at_extreme_styles(dtype, resample):
     assert exact.abs().min() > 0
 
 
+@pytest.mark.parametrize("layout", ["rosinality", "basicsr"])
 @pytest.mark.parametrize("resample", ["up", None])
-def test_state_dicts_of_stylegan2_load(resample):
-    """The names and shapes of rosinality's StyledConv."""
+def test_state_dicts_of_stylegan2_load(resample, layout):
+    """The names and shapes of rosinality's StyledConv, and of BasicSR's StyleConv."""
     theirs = {
         "conv.weight": normal((1, 4, 3, 3, 3)),
         "conv.modulation.weight": normal((3, 5), seed=1),
@@ -134,7 +135,10 @@ def test_state_dicts_of_stylegan2_load(resample):
     if resample:
         theirs["conv.blur.kernel"] = torch.ones(4, 4)
     net = torch.nn.Sequential(ModulatedNoiseConv2d(3, 4, style_channels=5, resample=resample))
-    net.load_state_dict({f"0.{name}": value for name, value in theirs.items()})
+    renamed = {"noise.weight": "weight", "conv.blur.kernel": "conv.smooth.kernel"} if layout == "basicsr" else {}
+    own = "modulated_conv." if layout == "basicsr" else "conv."
+    named = {f"0.{renamed.get(name, name)}".replace("0.conv.", f"0.{own}"): value for name, value in theirs.items()}
+    net.load_state_dict(named)
     (block,) = net.double()
     x, style = normal((2, 3, 5, 4), dtype=DOUBLE), normal((2, 5), dtype=DOUBLE)
     y = block(x, style, noise := normal((2, 1, *([10, 8] if resample else [5, 4])), dtype=DOUBLE))
