@@ -135,8 +135,9 @@ def _run(arguments: Sequence[str]) -> None:
         print(__version__)
     elif not arguments or arguments[0] in ("-h", "--help"):
         print("usage: claritycore VERB [options]\n")
+        width = max(map(len, VERBS)) + 2
         for verb, function in VERBS.items():
-            print(f"  {verb:<10}{first_line(function)}")
+            print(f"  {verb:<{width}}{first_line(function)}")
         print(f"\nand the training presets, each with options of its own: {', '.join(preset_names())}")
         print(
             "\nEvery verb takes --import MODULE too: a module or file of yours whose nets and presets are to be known."

@@ -13,6 +13,7 @@ import tyro
 from .deploy.progress import ProgressLine, one_line
 from .nets import AutoConfig, BaseConfig
 from .parsing import parse, taken
+from .training.estimator_files import EstimatorOptions, train_estimator_on_folder
 from .training.evaluate_folder import EvaluateOptions, evaluate_folder
 from .training.interruption import TrainingInterrupted
 from .training.presets import find_preset, preset_names
@@ -66,6 +67,24 @@ def resume(arguments: Sequence[str]) -> None:
     _run("resume", resume, state.config, settings, rest, state)
 
 
+def train_estimator(arguments: Sequence[str]) -> None:
+    """Train an estimator of noise, blur and JPEG quality: claritycore train-estimator --data FOLDER [options]."""
+    options = parse(EstimatorOptions, "train-estimator", train_estimator, arguments)
+    line = ProgressLine(sys.stderr)
+
+    def tell(text: str) -> None:
+        line.clear()
+        print(one_line(text), flush=True)
+
+    try:
+        path = train_estimator_on_folder(
+            options, progress=lambda done, total: line.show(f"{done} of {total} steps"), tell=tell
+        )
+    finally:
+        line.clear()
+    print(path)
+
+
 def evaluate(arguments: Sequence[str]) -> None:
     """Measure a net on a folder of clean images: claritycore evaluate --model CHECKPOINT --data FOLDER [options]."""
     options = parse(EvaluateOptions, "evaluate", evaluate, arguments)
@@ -95,7 +114,7 @@ def interrupted(interrupt: KeyboardInterrupt) -> int:
     return 128 + signal.SIGINT
 
 
-VERBS = {"train": train, "resume": resume, "evaluate": evaluate}
+VERBS = {"train": train, "train-estimator": train_estimator, "resume": resume, "evaluate": evaluate}
 
 
 def _run(

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from ..kernels.memory_format import in_format_of
 from .checks import check_choice, check_feature_map, check_odd, check_positive
 from .initialisation import fill
-from .padding import take
 from .precision import at_least_float32
 
 PromptForm = Literal["vector", "grid", "spatial"]
@@ -73,7 +72,7 @@ class FiLM(nn.Module):
 
     def _check(self, condition: Tensor, x: Tensor) -> None:
         width = self.condition_channels
-        if condition.ndim not in (2, 4) or condition.shape[:2] != (x.shape[0], width) or 0 in condition.shape:
+        if condition.ndim not in (2, 4) or condition.shape[:2] != (x.shape[0], width) or 0 in condition.shape[2:]:
             wanted = f"({x.shape[0]}, {width}) or ({x.shape[0]}, {width}, h, w)"
             raise ValueError(f"condition must be {wanted}, as many as maps, got shape {tuple(condition.shape)}")
 
@@ -218,16 +217,17 @@ class LocalStatistics(nn.Module):
 
 def _gathered_along(mean: Tensor, variance: Tensor | None, dim: int, radius: int) -> tuple[Tensor, Tensor]:
     """Put the means and variances (none: zero) of the 2 r + 1 neighbours along an axis together."""
-    size = mean.shape[dim]
-    places = torch.arange(size, device=mean.device)
-    near = [places + step for step in range(-radius, radius + 1)]
-    shape = [-1 if axis == dim else 1 for axis in range(4)]
-    inside = [((place >= 0) & (place < size)).to(mean.dtype).view(shape) for place in near]
-    count = sum(inside[1:], inside[0])
-    near = [place.clamp(0, size - 1) for place in near]
-    means = [take(mean, dim, place) for place in near]
-    middle = sum((w * m for w, m in zip(inside, means, strict=True)), torch.zeros_like(mean)) / count
-    spread = sum((w * (m - middle) ** 2 for w, m in zip(inside, means, strict=True)), torch.zeros_like(mean))
+    size, rim = mean.shape[dim], (0, 0, radius, radius) if dim == 2 else (radius, radius)
+    inside = F.pad(torch.ones_like(mean[:1, :1, :, :1] if dim == 2 else mean[:1, :1, :1]), rim)
+    steps = range(2 * radius + 1)
+    there, near = ([x.narrow(dim, step, size) for step in steps] for x in (inside, F.pad(mean, rim)))
+    count = sum(there[1:], there[0])
+    middle = sum(near[1:], near[0]) / count
+    spread = torch.zeros_like(mean)
+    for weight, value in zip(there, near, strict=True):
+        difference = (value - middle) * weight
+        spread = torch.addcmul(spread, difference, difference)
     if variance is not None:
-        spread = spread + sum(w * take(variance, dim, place) for w, place in zip(inside, near, strict=True))
+        beside = F.pad(variance, rim)
+        spread = sum((beside.narrow(dim, step, size) for step in steps), spread)
     return middle, spread / count

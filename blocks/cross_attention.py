@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from torch.nn import functional as F
 
 from ..kernels.memory_format import channels_last, in_format_of
@@ -21,7 +22,8 @@ class CrossAttention2d(nn.Module):
     tokens, so that nothing has to be cut into windows.
 
     A mask says which tokens count. An image for which none counts is refused; a program that was compiled or exported
-    cannot look, and takes all tokens of such an image.
+    cannot look, nor can vmap, and takes all tokens of such an image. On a CPU it can be differentiated once, unless
+    `torch.nn.attention.sdpa_kernel` chooses the kernel MATH.
 
     Shape:
         - x: ``(B, C, H, W)``
@@ -92,7 +94,8 @@ class CrossAttention2d(nn.Module):
         if mask.shape != tokens.shape[:2]:
             raise ValueError(f"mask must be {tuple(tokens.shape[:2])}, as the tokens, got shape {tuple(mask.shape)}")
         some = mask.any(1, keepdim=True)
-        if not torch.compiler.is_compiling() and not mask.is_meta and not bool(some.all()):
+        hidden = torch.compiler.is_compiling() or mask.is_meta or is_batchedtensor(mask)
+        if not hidden and not bool(some.all()):
             row = int((~some[:, 0]).nonzero()[0, 0])
             raise ValueError(f"mask must let a token of each image count, none does in row {row}")
         return (mask | ~some)[:, None, None]

@@ -173,10 +173,13 @@ class KernelPrior(nn.Module):
 
         Raises:
             RuntimeError: if the prior has no ``kernel_size``.
+            TypeError: if the code is not floating point.
             ValueError: if the code has another width.
         """
         if self.kernel_size is None:
             raise RuntimeError("KernelPrior must have a kernel_size to reconstruct kernels, got None")
+        if not code.is_floating_point():
+            raise TypeError(f"code must be floating-point, got {code.dtype}")
         if code.ndim not in (2, 4) or code.shape[1] != self.code_channels:
             wanted = f"(B, {self.code_channels}) or (B, {self.code_channels}, h, w)"
             raise ValueError(f"code must be {wanted}, got shape {tuple(code.shape)}")

@@ -27,6 +27,10 @@ def immerkaer_sigma(image: Tensor) -> Tensor:
     Shape:
         ``(B, C, H, W)`` -> ``(B,)``, float32 at least.
 
+    Raises:
+        TypeError: if the image is not floating point.
+        ValueError: if it is not ``(B, C, H, W)``.
+
     Source:
         Immerkaer, Fast Noise Variance Estimation, Computer Vision and Image Understanding 64 (1996).
 
@@ -34,7 +38,7 @@ def immerkaer_sigma(image: Tensor) -> Tensor:
     >>> round(immerkaer_sigma(noise).item(), 3)
     0.1
     """
-    x = _with_neighbours(at_least_float32(image))
+    x = _with_neighbours(_checked(image))
     for dim in (2, 3):
         x = _differences(_differences(x, dim), dim)
     return math.sqrt(math.pi / 2) / 6 * x.abs().mean((1, 2, 3))
@@ -50,6 +54,10 @@ def haar_sigma(image: Tensor) -> Tensor:
     Shape:
         ``(B, C, H, W)`` -> ``(B,)``, float32 at least.
 
+    Raises:
+        TypeError: if the image is not floating point.
+        ValueError: if it is not ``(B, C, H, W)``.
+
     Source:
         Donoho and Johnstone, Ideal Spatial Adaptation by Wavelet Shrinkage, Biometrika 81 (1994), section 2.4.
 
@@ -57,7 +65,7 @@ def haar_sigma(image: Tensor) -> Tensor:
     >>> round(haar_sigma(noise).item(), 3)
     0.1
     """
-    x = _with_neighbours(at_least_float32(image))
+    x = _with_neighbours(_checked(image))
     details = _differences(_differences(x, 2), 3)[:, :, ::2, ::2].abs().flatten(1) / 2
     # The lower of two middle ones, as torch.median, which ONNX does not have.
     middle = details.sort(dim=1).values.narrow(1, (details.shape[1] - 1) // 2, 1)
@@ -74,6 +82,10 @@ def edge_width(image: Tensor) -> Tensor:
     Shape:
         ``(B, C, H, W)`` -> ``(B,)``, float32 at least.
 
+    Raises:
+        TypeError: if the image is not floating point.
+        ValueError: if it is not ``(B, C, H, W)``.
+
     Source:
         The ratio follows from the integrals of a Gaussian and of its derivative.
 
@@ -81,7 +93,7 @@ def edge_width(image: Tensor) -> Tensor:
     >>> round(edge_width(step).item(), 1)
     3.0
     """
-    x = _with_neighbours(at_least_float32(image))
+    x = _with_neighbours(_checked(image))
     first, second = x.new_zeros(()), x.new_zeros(())
     for dim in (2, 3):
         differences = _differences(x, dim)
@@ -102,6 +114,10 @@ def blockiness(image: Tensor) -> Tensor:
     Shape:
         ``(B, C, H, W)`` -> ``(B,)``, float32 at least.
 
+    Raises:
+        TypeError: if the image is not floating point.
+        ValueError: if it is not ``(B, C, H, W)``.
+
     Source:
         Wang, Bovik and Evans, Blind Measurement of Blocking Artifacts in Images, ICIP (2000), in pixels.
 
@@ -109,7 +125,7 @@ def blockiness(image: Tensor) -> Tensor:
     >>> blockiness(blocks).item() > 100
     True
     """
-    x = at_least_float32(image)
+    x = _checked(image)
     across, within = x.new_zeros(()), x.new_zeros(())
     for dim in (2, 3):
         steps = _differences(_with_neighbours(x), dim).abs().mean((1, 5 - dim))
@@ -130,6 +146,15 @@ def fixed_features(image: Tensor) -> Tensor:
     """
     noises = [(sigma + FAINTEST).log() for sigma in (immerkaer_sigma(image), haar_sigma(image))]
     return torch.stack([*noises, edge_width(image).log(), blockiness(image).log()], dim=1)
+
+
+def _checked(image: Tensor) -> Tensor:
+    """Bring images into float32 at least; raise unless they are images in [0, 1], (B, C, H, W)."""
+    if not image.is_floating_point():
+        raise TypeError(f"image must be floating-point, in [0, 1], got {image.dtype}")
+    if image.ndim != 4 or 0 in image.shape[1:]:
+        raise ValueError(f"image must be (B, C, H, W) with C, H, W >= 1, got shape {tuple(image.shape)}")
+    return at_least_float32(image)
 
 
 def _differences(x: Tensor, dim: int) -> Tensor:

@@ -43,7 +43,8 @@ class ModulatedConv2d(nn.Module):
 
     Source:
         StyleGAN2 (arXiv:1912.04958), sections 2.2 and B. State dicts in the layout of rosinality's ``ModulatedConv2d``
-        load: a kernel ``(1, C_out, C_in, k, k)``, ``modulation``, and a ``blur.kernel``, which is dropped.
+        and BasicSR's load: a kernel ``(1, C_out, C_in, k, k)``, ``modulation``, and a kernel of ``blur`` or
+        ``smooth``, which is dropped.
 
     >>> x, style = torch.randn(1, 8, 5, 7), torch.randn(1, 4)
     >>> ModulatedConv2d(8, 16, style_channels=4, resample="up")(x, style).shape
@@ -81,29 +82,25 @@ class ModulatedConv2d(nn.Module):
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         check_feature_map(x, self.in_channels, self)
         if self.resample is None:
-            y = modulated_conv2d(x, self.kernel(), self.styles(x, style), demodulate=self.demodulate)
+            y = modulated_conv2d(x, self.weight, self.styles(x, style), demodulate=self.demodulate)
         else:
             y, out_scale = self.convolve(x, style)
             y = (y * out_scale[:, :, None, None]).to(y.dtype)
         return in_format_of(y, x)
 
-    def kernel(self) -> Tensor:
-        """The kernel with its gain, which demodulation takes out again."""
-        return self.weight * self.weight[0].numel() ** -0.5
-
     def styles(self, x: Tensor, style: Tensor) -> Tensor:
-        """What scales each input channel: ``(B, C_in)``, no less precise than float32."""
+        """What scales each input channel, the kernel's gain included: ``(B, C_in)``, no less precise than float32."""
         if style.ndim != 2 or style.shape[1] != self.style_channels or style.shape[0] != x.shape[0]:
             rule = f"(B, {self.style_channels}) with B = {x.shape[0]}"
             raise ValueError(f"style must be {rule}, got shape {tuple(style.shape)}")
         with without_autocast(x):
             dtype = torch.promote_types(at_least_float32(style).dtype, self.weight.dtype)
             weight, bias = self.modulation.weight.to(dtype), self.modulation.bias.to(dtype)
-            return F.linear(style.to(dtype), weight * self.style_channels**-0.5, bias)
+            return F.linear(style.to(dtype), weight * self.style_channels**-0.5, bias) * self.weight[0].numel() ** -0.5
 
     def convolve(self, x: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
         """Convolve, and return beside it the demodulation ``(B, C_out)`` that is left to what follows."""
-        scales = modulate(at_least_float32(self.kernel()), self.styles(x, style), demodulate=self.demodulate)
+        scales = modulate(self.weight, self.styles(x, style), demodulate=self.demodulate)
         if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         kernel, half = scales.weight.to(x.dtype), self.kernel_size // 2
@@ -150,8 +147,8 @@ class ModulatedNoiseConv2d(nn.Module):
         ValueError: as for `ModulatedConv2d` and `NoiseInjection`.
 
     Source:
-        StyleGAN2 (arXiv:1912.04958), figure 2. State dicts in the layout of rosinality's ``StyledConv`` load:
-        ``conv``, ``noise.weight``, ``activate.bias``.
+        StyleGAN2 (arXiv:1912.04958), figure 2. State dicts in the layouts of rosinality's ``StyledConv`` load
+        (``conv``, ``noise.weight``, ``activate.bias``) and of BasicSR's ``StyleConv`` (``modulated_conv``, ``weight``).
 
     >>> x, style = torch.randn(1, 8, 5, 7), torch.randn(1, 4)
     >>> ModulatedNoiseConv2d(8, 16, style_channels=4)(x, style, NoiseField(3)).shape
@@ -180,7 +177,7 @@ class ModulatedNoiseConv2d(nn.Module):
         self.noise = NoiseInjection(clamp=noise_clamp)
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.receptive_radius, self.tile_multiple = self.conv.receptive_radius, self.conv.tile_multiple
-        self.register_load_state_dict_pre_hook(_with_our_bias)
+        self.register_load_state_dict_pre_hook(_with_our_names)
 
     def forward(
         self, x: Tensor, style: Tensor, noise: Tensor | NoiseField | None = None, gate: Tensor | None = None
@@ -207,9 +204,13 @@ def _in_our_layout(block: nn.Module, state: dict[str, Tensor], prefix: str, *_: 
     weight = state.get(f"{prefix}weight")
     if weight is not None and weight.ndim == 5 and weight.shape[0] == 1:
         state[f"{prefix}weight"] = weight[0]
-    state.pop(f"{prefix}blur.kernel", None)
+    for resampler in ("blur", "smooth"):
+        state.pop(f"{prefix}{resampler}.kernel", None)
 
 
-def _with_our_bias(block: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    if f"{prefix}activate.bias" in state:
-        state[f"{prefix}bias"] = state.pop(f"{prefix}activate.bias")
+def _with_our_names(block: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    for theirs in [key for key in state if key.startswith(f"{prefix}modulated_conv.")]:
+        state[theirs.replace("modulated_conv", "conv")] = state.pop(theirs)
+    for theirs, ours in {"activate.bias": "bias", "weight": "noise.weight"}.items():
+        if f"{prefix}{theirs}" in state:
+            state[f"{prefix}{ours}"] = state.pop(f"{prefix}{theirs}")

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import noise_bias_act, noise_field
-from .checks import check_feature_map
+from ..kernels.noise_field.operands import check_place
+from .checks import check_feature_map, check_positive
 from .precision import at_least_float32
 
 
@@ -20,6 +21,9 @@ class NoiseField:
         samples: the number of each sample of a batch; None counts from 0.
         offset: row and column of the first pixel in the whole.
 
+    Raises:
+        ValueError: if a number is out of range.
+
     >>> NoiseField(7)(torch.zeros(2, 8, 5, 7)).shape
     torch.Size([2, 1, 5, 7])
     """
@@ -28,6 +32,9 @@ class NoiseField:
     layer: int = 0
     samples: tuple[int, ...] | Tensor | None = None
     offset: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        check_place(self.seed, self.layer, self.offset)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Make the noise for a map: ``(B, 1, H, W)``, of its device, and no less precise than float32."""
@@ -57,8 +64,8 @@ class NoiseInjection(nn.Module):
         clamp: m, above 0, or None.
 
     Raises:
-        TypeError: if the input is not floating point.
-        ValueError: if noise or gate have another shape, a seed is below 0, or ``clamp`` is not above 0.
+        TypeError: if the input is not floating point, noise no tensor or `NoiseField`, or a gate no tensor.
+        ValueError: if noise or gate have another shape, ``channels`` is < 1, or ``clamp`` is not above 0.
 
     Source:
         StyleGAN2 (arXiv:1912.04958), figure 2; loads the ``weight`` of its ``NoiseInjection``.
@@ -74,6 +81,8 @@ class NoiseInjection(nn.Module):
 
     def __init__(self, channels: int | None = None, *, clamp: float | None = None) -> None:
         super().__init__()
+        if channels is not None:
+            check_positive(channels=channels)
         if clamp is not None and not clamp > 0:
             raise ValueError(f"clamp must be above 0, got {clamp}")
         self.channels = channels
@@ -87,19 +96,22 @@ class NoiseInjection(nn.Module):
 
     def draw(self, x: Tensor, noise: Tensor | NoiseField | None, gate: Tensor | None = None) -> Tensor | None:
         """Make the gated noise of a map, which the strength is still to scale; None for none."""
+        gate = None if gate is None else _checked_gate(gate, x)
         if noise is None and not self.training:
             return None
         if noise is None:
             noise = torch.randn_like(at_least_float32(x[:, :1]))
         elif isinstance(noise, NoiseField):
             noise = noise(x)
+        elif not isinstance(noise, Tensor):
+            raise TypeError(f"noise must be a tensor, a NoiseField or None, got {noise!r}")
         batch, _, height, width = x.shape
         if noise.shape not in ((batch, 1, height, width), (1, 1, height, width)):
             rule = f"(B, 1, H, W) = ({batch}, 1, {height}, {width}), or with 1 for B"
             raise ValueError(f"noise must be {rule}, got shape {tuple(noise.shape)}")
         if self.clamp is not None:
             noise = noise.clamp(-self.clamp, self.clamp)
-        return noise if gate is None else noise * _checked_gate(gate, x)
+        return noise if gate is None else noise * gate
 
     def extra_repr(self) -> str:
         return f"{self.channels}, clamp={self.clamp}"
@@ -108,6 +120,8 @@ class NoiseInjection(nn.Module):
 def _checked_gate(gate: Tensor, x: Tensor) -> Tensor:
     """Bring a gate into [0, 1] and into a shape that spreads over the noise."""
     batch, _, height, width = x.shape
+    if not isinstance(gate, Tensor):
+        raise TypeError(f"gate must be a tensor, got {gate!r}")
     if gate.shape not in ((batch,), (batch, 1, 1, 1), (batch, 1, height, width)):
         rule = f"(B,), (B, 1, 1, 1) or (B, 1, H, W) with B = {batch}, H = {height}, W = {width}"
         raise ValueError(f"gate must be {rule}, got shape {tuple(gate.shape)}")

@@ -1,6 +1,7 @@
 """Reference nets, assembled from the blocks, and the registry that makes them by name."""
 
 from .base import RestorationNet
+from .estimators import load_estimator, save_estimator
 from .finetuning import MatchReport, freeze, load_matching
 from .hersr import HERSR, HERSRConfig
 from .inspection import CheckpointInfo, convert_state, inspect_checkpoint
@@ -41,7 +42,9 @@ __all__ = [
     "freeze",
     "inspect_checkpoint",
     "list_models",
+    "load_estimator",
     "load_matching",
     "register_config",
     "register_presets",
+    "save_estimator",
 ]

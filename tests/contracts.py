@@ -431,7 +431,8 @@ CONTRACTS: dict[str, Contract] = {
     "NoiseInjection": Contract(NoiseInjectionByField),
     "ModulatedNoiseConv2d": Contract(lambda c: ModulatedNoiseConvOfOne(c, c, style_channels=3, kernel_size=5)),
     "ModulatedNoiseConv2d up": Contract(
-        lambda c: ModulatedNoiseConvOfOne(c, 3, style_channels=3, resample="up", clamp=256.0), upsampled(2, 3)
+        lambda c: ModulatedNoiseConvOfOne(c, 3, style_channels=3, kernel_size=5, resample="up", clamp=256.0),
+        upsampled(2, 3),
     ),
     "TextureHead": Contract(lambda c: TextureHeadOfOne(c, c, limit=1.0), pixels=9, tile_safe=False),
     "FiLM": Contract(lambda c: louder(FiLMOfOne(c, 5), 5)),

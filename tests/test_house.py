@@ -31,7 +31,7 @@ FURTHER_KERNEL_FILES = re.compile(r"(fallback|fused|op|operands)(_\w+)?\.py")
 WITHOUT_BENCHMARK = {
     **dict.fromkeys(["read_image", "write_image", "Picture"], "the time is that of Pillow, imagecodecs and tifffile"),
     **dict.fromkeys(
-        ["convert_state", "freeze", "inspect_checkpoint", "load_matching"],
+        ["convert_state", "freeze", "inspect_checkpoint", "load_matching", "load_estimator", "save_estimator"],
         "reads or renames, once",
     ),
     "convert_block_state": "renames, once",

@@ -1,5 +1,6 @@
 """Training a `DegradationEstimator` alone: on images that a recipe degrades, towards what it drew."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -8,8 +9,9 @@ from torch.utils.data import DataLoader
 
 from ..blocks import DegradationEstimate, DegradationEstimator
 from ..blocks.checks import check_positive
+from ..images.reading import image_size
 from .data import Batches, ImageFolder, Sample, TrainingSamples, mixed
-from .degradations import Recipe, degrade
+from .degradations import Recipe, degrade, find_recipe
 from .interruption import leave_signals_to_the_run
 from .supervision import degradation_targets, estimate_losses
 from .validation import cropped
@@ -48,8 +50,9 @@ def train_estimator(
         The estimator, in training mode as before or not.
 
     Raises:
-        ValueError: if a number is < 1, ``lr`` is not positive, images are smaller than a crop, or the recipe has none
-            of the stages.
+        ValueError: if a number is < 1, ``lr`` is not positive and finite, images are smaller than a crop, or the recipe
+            has none of the stages.
+        RuntimeError: if a step gives NaN or infinity; the weights are those before it.
 
     >>> import tempfile
     >>> from ..images import Picture, write_image
@@ -58,8 +61,14 @@ def train_estimator(
     ...     trained = train_estimator(DegradationEstimator(), ImageFolder(folder), steps=2, batch_size=2, patch_size=32)
     """
     check_positive(steps=steps, batch_size=batch_size, patch_size=patch_size)
-    if not lr > 0:
-        raise ValueError(f"lr must be positive, got {lr}")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be positive and finite, got {lr}")
+    check_learnable(find_recipe(recipe))
+    for path in images.paths:
+        if min(size := image_size(path)) < patch_size:
+            raise ValueError(
+                f"patch_size must be at most that of the images, {size[1]} x {size[0]} for {path}, got {patch_size}"
+            )
     device = next(estimator.parameters()).device
     samples = TrainingSamples(images, patch_size=patch_size, seed=seed)
     batches = DataLoader(samples, batch_sampler=Batches(batch_size, 0, steps), worker_init_fn=leave_signals_to_the_run)
@@ -69,11 +78,25 @@ def train_estimator(
         loss = _loss(estimator, batch, recipe, device)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(estimator.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(estimator.parameters(), 1.0)
+        if not (loss + norm).isfinite():
+            raise RuntimeError(f"step {step} gave NaN or infinity: try a lower lr than {lr}")
         optimizer.step()
         schedule.step()
         follow(step, loss.item())
     return estimator
+
+
+def check_learnable(recipe: Recipe) -> None:
+    """Raise unless a recipe has a stage whose draws an estimator can be held against.
+
+    >>> check_learnable(find_recipe("clean"))
+    Traceback (most recent call last):
+    ValueError: recipe must have a stage named noise, blur or jpeg, clean has downsample
+    """
+    names = [stage.name for stage in recipe.stages]
+    if not set(names) & {"noise", "blur", "jpeg"}:
+        raise ValueError(f"recipe must have a stage named noise, blur or jpeg, {recipe.name} has {', '.join(names)}")
 
 
 def _loss(estimator: DegradationEstimator, batch: Sample, recipe: str | Recipe, device: torch.device) -> torch.Tensor:
@@ -95,7 +118,7 @@ def evaluate_estimator(
     """Mean absolute errors of noise, blur and quality over whole images, each degraded as often as `draws` says.
 
     Args:
-        estimator: a module, or any function that says `DegradationEstimate` of images; they stay on the CPU.
+        estimator: a module, which gets images on its device, or any function that says `DegradationEstimate` of them.
         images: clean images.
         recipe: how they are degraded.
         draws: degradations of each image.
@@ -115,12 +138,14 @@ def evaluate_estimator(
     ['blur', 'noise', 'quality']
     """
     check_positive(draws=draws)
+    check_learnable(find_recipe(recipe))
+    device = next(estimator.parameters()).device if isinstance(estimator, nn.Module) else torch.device("cpu")
     errors = []
     for number in range(len(images)):
-        clean = cropped(images[number], 1)
+        clean = cropped(images[number], 1).to(device)
         for draw in range(draws):
             degraded = degrade(clean, recipe, [mixed(seed, 6, number, draw)])
             given, wanted = estimator(degraded.image), degradation_targets(degraded.report)
-            errors.append((torch.stack(given) - torch.stack(wanted)).abs()[:, 0])
+            errors.append((torch.stack(given) - torch.stack(wanted).to(given.noise)).abs()[:, 0])
     means = torch.stack(errors).nanmean(0).tolist()
     return {name: mean for name, mean in zip(DegradationEstimate._fields, means, strict=True) if mean == mean}

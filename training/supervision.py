@@ -15,7 +15,8 @@ Report = dict[str, Tensor]
 def degradation_targets(report: Report, *, scale: int = 1) -> DegradationEstimate:
     """What an estimator should have said, by the report of `degrade`; NaN where the report does not tell.
 
-    It tells of recipes with single stages named noise, blur and jpeg. Of Poisson noise no standard deviation is known.
+    It tells of recipes with single stages named noise, blur and jpeg; of noise what was drawn, which is more than is
+    left where the recipe resizes after it, as bsrgan does. Of Poisson noise no standard deviation is known.
     Blur is the standard deviation of the drawn kernel, whatever its family, in pixels of the degraded image.
 
     Raises:

@@ -11,7 +11,9 @@ from .operands import SLOPES, Operands
 
 def forward(x: Operands, activation: str, gain: float, clamp: float | None) -> Tensor:
     """Activate; see `Operands`."""
-    y = F.leaky_relu_(before(x.wide(), gain), SLOPES[activation])
+    y = before(x.wide(), gain)
+    if SLOPES[activation] != 1:
+        F.leaky_relu_(y, SLOPES[activation])
     if clamp is not None:
         y.clamp_(-clamp, clamp)
     return torch.empty_like(x.x).copy_(y) if y.stride() != torch.empty_like(x.x).stride() else y.to(x.x.dtype)
@@ -22,12 +24,18 @@ def backward(
 ) -> dict[str, Tensor]:
     """Differentiate; see `Operands`."""
     wide = x.wide()
-    z = before(wide, gain)
-    inner = grad.to(x.dtype) * slope(z, activation, gain, clamp)
+    inner = grad.to(x.dtype) * slope_of(wide, activation, gain, clamp)
     return gradients_of(wide, inner, wanted)
 
 
-def slope(z: Tensor, activation: str, gain: float, clamp: float | None) -> Tensor:
+def slope_of(wide: Operands, activation: str, gain: float, clamp: float | None) -> Tensor | float:
+    """Differentiate activation, gain and clamp: a map, or where the slope is the same everywhere a number."""
+    if SLOPES[activation] == 1 and clamp is None:
+        return gain
+    return _slope(before(wide, gain), activation, gain, clamp)
+
+
+def _slope(z: Tensor, activation: str, gain: float, clamp: float | None) -> Tensor:
     """Differentiate activation, gain and clamp where `z` is gain times what is activated."""
     at = torch.full_like(z, gain * SLOPES[activation]).masked_fill(z > 0, gain)
     if clamp is not None:
@@ -49,8 +57,8 @@ def gradients_of(wide: Operands, inner: Tensor, wanted: Sequence[bool]) -> dict[
             pull = (inner * strength).sum(1, keepdim=True)
             gradients["noise"] = pull if noise.shape[0] == inner.shape[0] else pull.sum(0, keepdim=True)
         if need["strength"]:
-            each = (inner * noise).sum((0, 2, 3))
-            gradients["strength"] = each if strength.numel() == each.numel() else each.sum()
+            one = strength.numel() == 1
+            gradients["strength"] = (inner.sum(1, True) * noise).sum() if one else (inner * noise).sum((0, 2, 3))
     if need["demodulation"]:
         gradients["demodulation"] = (inner * x).sum((2, 3))
     return gradients

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dispatch import Backend, Kernel
 from ..operand_rules import fold, register_autocast, unfold
-from .fallback import before, gradients_of, slope
+from .fallback import gradients_of, slope_of
 from .operands import GAINS, Activation, Operands, check_epilogue
 from .reference import noise_bias_act_reference
 
@@ -35,8 +35,9 @@ def noise_bias_act(
 
     Arithmetic is float64 where x is, else float32, also under autocast; x is kept for backward, and nothing else of its
     size. Results repeat bit for bit, gradients included. Memory format kept, dense where x is not. Differentiable any
-    number of times: where a gradient is itself to be differentiated, it is computed by operations of torch. The
-    choice of backend is fixed when a call is traced or exported.
+    number of times: where a gradient is itself to be differentiated, it is computed by operations of torch.
+    `torch.func`'s grad, jvp and their like take the reference only. The choice of backend is fixed when a call is
+    traced or exported.
 
     Shape:
         - x: ``(B, C, H, W)``
@@ -160,7 +161,7 @@ def _by_operations(
     """Differentiate by operations that can be differentiated again."""
     wide = x.wide()
     with torch.no_grad():  # whose slope is zero wherever it has one
-        at = slope(before(wide, gain), activation, gain, clamp)
+        at = slope_of(wide, activation, gain, clamp)
     gradients = gradients_of(wide, grad.to(x.dtype) * at, wanted)
     named = x._asdict()
     return {name: g.reshape(named[name].shape).to(named[name].dtype) for name, g in gradients.items()}

@@ -82,15 +82,29 @@ def check_epilogue(x: Operands, activation: str, gain: float | None, clamp: floa
         raise ValueError(f"strength must be {rule}, got shape {tuple(x.strength.shape)}")
 
 
-def check_modulation(x: Tensor, weight: Tensor, style: Tensor) -> None:
+def check_modulation(x: Tensor, weight: Tensor, style: Tensor, eps: float) -> None:
     """Raise unless map, weight and style fit together."""
     check_tensors({"x": x, "weight": weight, "style": style}, "x")
-    if x.ndim != 4:
-        raise ValueError(f"x must be (B, C, H, W), got shape {tuple(x.shape)}")
+    if x.ndim != 4 or 0 in x.shape[2:]:
+        raise ValueError(f"x must be (B, C, H, W) with H, W >= 1, got shape {tuple(x.shape)}")
     batch, channels = x.shape[:2]
-    shape = weight.shape
-    if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3] or shape[2] % 2 == 0:
-        rule = f"(O, I, k, k) with I = {channels} and an odd k"
-        raise ValueError(f"weight must be {rule}, got shape {tuple(shape)}")
-    if style.shape != (batch, channels):
+    if weight.ndim == 4 and weight.shape[1] != channels:
+        rule = f"(O, I, k, k) with I = {channels}"
+        raise ValueError(f"weight must be {rule}, got shape {tuple(weight.shape)}")
+    check_style(weight, style, eps)
+    if weight.shape[2] % 2 == 0:
+        raise ValueError(f"weight must be (O, I, k, k) with an odd k, got shape {tuple(weight.shape)}")
+    if style.shape[0] != batch:
         raise ValueError(f"style must be (B, I) = ({batch}, {channels}), got shape {tuple(style.shape)}")
+
+
+def check_style(weight: Tensor, style: Tensor, eps: float) -> None:
+    """Raise unless a style modulates a weight."""
+    check_tensors({"weight": weight, "style": style}, "weight")
+    shape = weight.shape
+    if len(shape) != 4 or shape[2] != shape[3] or 0 in shape:
+        raise ValueError(f"weight must be (O, I, k, k), none of them 0, got shape {tuple(shape)}")
+    if style.ndim != 2 or style.shape[1] != shape[1]:
+        raise ValueError(f"style must be (B, I) with I = {shape[1]}, got shape {tuple(style.shape)}")
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0, got {eps}")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..dispatch import Backend, Kernel
 from ..operand_rules import fold, register_autocast, unfold
-from .operands import check_place, numbers_of
+from .operands import check_map, check_place, numbers_of, plain
 from .reference import noise_field_reference
 
 KERNEL = Kernel("noise_field")
@@ -56,7 +56,7 @@ def noise_field(
         backend: "triton", "torch" or "reference"; "auto" takes Triton on CUDA devices.
 
     Raises:
-        TypeError: if dtype is not floating-point.
+        TypeError: if dtype is not floating-point, or samples no sequence.
         ValueError: if a number is out of range, or no backend has that name.
         RuntimeError: if the named backend cannot run here.
 
@@ -68,12 +68,14 @@ def noise_field(
     >>> whole.shape, torch.equal(crop, whole[1:, :, 20:29, 33:43])
     (torch.Size([2, 1, 31, 50]), True)
     """
-    check_place(seed, layer, size, offset, dtype)
+    check_place(seed, layer, offset)
+    check_map(size, dtype)
+    seed, layer, size, offset = plain(seed), plain(layer), list(map(plain, size)), list(map(plain, offset))
     numbers = numbers_of(samples, device)
     form = KERNEL.choose(backend, numbers)
     if form == "reference":
         return noise_field_reference(numbers, seed, layer, size, offset, dtype)
-    return _noise(numbers, seed, layer, list(size), list(offset), dtype, form)
+    return _noise(numbers, seed, layer, size, offset, dtype, form)
 
 
 def noise_field_flops(batch: int, height: int, width: int) -> int:

@@ -1,6 +1,7 @@
 """What every form of the noise field takes: the numbers of a place, the constants of Philox, the rules."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -23,22 +24,34 @@ def numbers_of(samples: Sequence[int] | Tensor, device: torch.device | str | Non
             got = f"shape {tuple(samples.shape)} of {samples.dtype}"
             raise ValueError(f"samples must be a sequence of numbers or a tensor (B,) of int64, got {got}")
         return samples.to(samples.device if device is None else device, torch.int64)
-    for sample in samples:
+    if not isinstance(samples, Iterable):
+        raise TypeError(f"samples must be a sequence of numbers or a tensor (B,) of int64, got {samples!r}")
+    numbers = list(samples)
+    for sample in numbers:
         _check_word("samples", sample)
-    return torch.tensor(list(samples), dtype=torch.int64, device=device)
+    return torch.tensor([plain(sample) for sample in numbers], dtype=torch.int64, device=device)
 
 
-def check_place(seed: int, layer: int, size: Sequence[int], offset: Sequence[int], dtype: torch.dtype) -> None:
-    """Raise unless these name a map of noise."""
+def check_place(seed: int, layer: int, offset: Sequence[int]) -> None:
+    """Raise unless these name a noise and a place in it."""
     if not _is_number(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer from 0 to 2^63 - 1, got {seed!r}")
     _check_word("layer", layer)
-    if len(size) != 2 or not all(map(_is_number, size)) or any(side < 0 for side in size):
-        raise ValueError(f"size must be a height and a width of at least 0, got {tuple(size)}")
-    if len(offset) != 2 or not all(map(_is_number, offset)):
-        raise ValueError(f"offset must be a row and a column, got {tuple(offset)}")
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype must be floating-point, got {dtype}")
+    if not _is_pair(offset) or not all(-(2**62) <= place < 2**62 for place in offset):
+        raise ValueError(f"offset must be a row and a column, below 2^62, got {offset!r}")
+
+
+def check_map(size: Sequence[int], dtype: torch.dtype) -> None:
+    """Raise unless a map of such a size and dtype can be made."""
+    if not _is_pair(size) or any(side < 0 for side in size):
+        raise ValueError(f"size must be a height and a width of at least 0, got {size!r}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be floating-point, got {dtype!r}")
+
+
+def plain(value: int) -> int:
+    """Make a number of numpy one of Python; one that torch leaves open stays so."""
+    return value if isinstance(value, torch.SymInt) else int(value)
 
 
 def _check_word(name: str, value: int) -> None:
@@ -46,5 +59,9 @@ def _check_word(name: str, value: int) -> None:
         raise ValueError(f"{name} must be integers from 0 to 2^32 - 1, got {value!r}")
 
 
+def _is_pair(values: object) -> bool:
+    return isinstance(values, Sequence) and len(values) == 2 and all(map(_is_number, values))
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
+    return isinstance(value, Integral | torch.SymInt) and not isinstance(value, bool)

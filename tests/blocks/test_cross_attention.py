@@ -86,6 +86,14 @@ def test_a_row_without_a_token_is_refused_and_finite_where_nobody_can_look():
     torch.testing.assert_close(compiled(x, tokens, mask), block(x, tokens, everything))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_vmap_over_images_and_their_masks():
+    block, x, tokens = shaken(), normal((2, 4, 3, 5)).double(), normal((2, 3, 3)).double()
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    mapped = torch.vmap(lambda *image: block(*(part[None] for part in image))[0])(x, tokens, mask)
+    torch.testing.assert_close(mapped, block(x, tokens, mask))
+
+
 def test_bad_arguments_raise():
     block, x = CrossAttention2d(4, 3), torch.zeros(2, 4, 3, 5)
     for shape in [(2, 3), (1, 4, 3), (2, 4, 4), (2, 0, 3)]:

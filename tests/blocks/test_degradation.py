@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from torch.nn import functional as F
 
 from claritycore.blocks import (
     DegradationEstimate,
@@ -132,6 +133,16 @@ def test_formulas_of_tiny_and_flat_images_are_finite(formula, size):
     assert half.isfinite().all()
 
 
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_formulas_take_images_in_batches_alone(formula):
+    with pytest.raises(TypeError, match=r"image must be floating-point, in \[0, 1\], got torch\.uint8"):
+        formula(torch.zeros(1, 3, 9, 9, dtype=torch.uint8))
+    for shape in [(3, 9, 9), (1, 3, 0, 9), (1, 0, 9, 9)]:
+        with pytest.raises(ValueError, match=r"image must be \(B, C, H, W\) with C, H, W >= 1, got shape"):
+            formula(torch.zeros(shape))
+    assert formula(torch.zeros(0, 3, 9, 9)).shape == (0,)
+
+
 def test_contrast_scales_noise_and_leaves_width_and_blocks():
     x = normal((1, 1, 40, 40), dtype=torch.float64)
     for formula, factor in zip(FORMULAS, (3, 3, 1, 1), strict=True):
@@ -149,6 +160,28 @@ def test_an_estimate_is_in_range_and_a_condition():
     condition = torch.stack([estimate.noise * 10, estimate.blur / 2, estimate.quality], 1)
     torch.testing.assert_close(estimate.condition(), condition)
     assert isinstance(estimate, DegradationEstimate)
+
+
+def test_the_estimator_is_its_formula():
+    block = DegradationEstimator(2, widths=(3, 4), hidden=5).double()
+    image = torch.rand(2, 2, 9, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    details = torch.empty_like(image)
+    for i, j in np.ndindex(9, 11):
+        around = image[..., max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
+        details[..., i, j] = 8 * (image[..., i, j] - around.mean((2, 3)))
+    x = torch.cat([image, details], 1)
+    for conv in block.convs:
+        x = F.gelu(F.conv2d(x, conv.weight, conv.bias, stride=2, padding=1))
+    fixed = torch.stack([
+        (immerkaer_sigma(image) + 0.1 / 255).log(), (haar_sigma(image) + 0.1 / 255).log(),
+        edge_width(image).log(), blockiness(image).log(),
+    ], 1)  # fmt: skip
+    spread = (x.var((2, 3), unbiased=False) + (0.1 / 255) ** 2).sqrt().log()
+    hidden = F.gelu(block.hidden(torch.cat([fixed, x.mean((2, 3)), spread], 1)))
+    noise, blurred, quality = block.head(hidden).unbind(1)
+    wanted = 0.1 * F.softplus(noise), 2 * F.softplus(blurred), quality.sigmoid()
+    for found, expected in zip(block(image), wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_bad_arguments_of_estimators_raise():
@@ -182,6 +215,7 @@ def test_kernels_sum_to_one_and_start_with_their_peak_in_the_middle():
     kernels = prior.reconstruct(prior(normal((3, 4, 20, 9))))
     torch.testing.assert_close(kernels.sum((1, 2)), torch.ones(3))
     assert (kernels.flatten(1).argmax(1) == 21 * 21 // 2).all()
+    assert (kernels.flatten(1).amax(1) > 0.05).all()
     code = normal((3, 16))
     torch.testing.assert_close(prior.reconstruct(code[:, :, None, None].expand(-1, -1, 2, 5)), prior.reconstruct(code))
 
@@ -209,6 +243,8 @@ def test_bad_arguments_of_priors_raise():
     for shape in [(1, 7), (1, 8, 2)]:
         with pytest.raises(ValueError, match=r"code must be \(B, 8\) or \(B, 8, h, w\), got shape"):
             prior.reconstruct(torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"code must be floating-point, got torch\.int64"):
+        prior.reconstruct(torch.zeros(1, 8, dtype=torch.int64))
     with pytest.raises(ValueError, match="kernel_size must be an odd integer of at least 1, got 4"):
         KernelPrior(4, kernel_size=4)
     for name in ("code_channels", "cell"):

@@ -11,7 +11,7 @@ from tests.strategies import normal
 
 COMPILED = (
     *("LayerNorm2d", "PixelShuffleUp", "PLKBlock", "DySample", "MSGDown", "NAFBlock", "SelectiveScan2d"),
-    *("DeformableAttention2d", "SwinBlock", "FreqSplit2d"),
+    *("DeformableAttention2d", "SwinBlock", "FreqSplit2d", "ModulatedNoiseConv2d up", "LocalStatistics"),
 )
 
 

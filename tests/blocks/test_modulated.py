@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from claritycore.blocks import ModulatedConv2d, ModulatedNoiseConv2d, NoiseField, NoiseInjection, TextureHead
-from claritycore.kernels import blur_split
+from claritycore.kernels import blur_split, noise_field
 from tests.strategies import SIDES, normal
 
 DOUBLE = torch.float64
@@ -70,6 +70,24 @@ def test_it_is_the_convolution_of_the_paper(height, width, kernel, demodulate, r
     torch.testing.assert_close(block(x, style), expected, rtol=0, atol=1e-6 * expected.abs().max().item())
 
 
+def test_a_fresh_style_is_near_one():
+    torch.manual_seed(0)
+    block = ModulatedConv2d(64, 4, style_channels=64)
+    assert torch.equal(block.modulation.bias, torch.ones(64))
+    assert block.modulation.weight.std().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("resample", [None, "up", "down"])
+def test_autocast_convolves_in_half_precision(resample):
+    block = ModulatedNoiseConv2d(3, 4, style_channels=5, resample=resample).eval()
+    x, style = normal((2, 3, 5, 6)), normal((2, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert block.conv.convolve(x, style)[0].dtype == torch.bfloat16
+        assert block(x, style).dtype == torch.bfloat16
+        assert block.conv(x, style).dtype == torch.bfloat16
+        assert block.double()(x.double(), style).dtype == torch.float64
+
+
 @pytest.mark.parametrize("resample", [None, "up", "down"])
 def test_unit_variance_stays(resample):
     torch.manual_seed(0)
@@ -103,9 +121,10 @@ def test_half_precision_at_extreme_styles(dtype, resample):
     assert exact.abs().min() > 0
 
 
+@pytest.mark.parametrize("layout", ["rosinality", "basicsr"])
 @pytest.mark.parametrize("resample", ["up", None])
-def test_state_dicts_of_stylegan2_load(resample):
-    """The names and shapes of rosinality's StyledConv."""
+def test_state_dicts_of_stylegan2_load(resample, layout):
+    """The names and shapes of rosinality's StyledConv, and of BasicSR's StyleConv."""
     theirs = {
         "conv.weight": normal((1, 4, 3, 3, 3)),
         "conv.modulation.weight": normal((3, 5), seed=1),
@@ -116,7 +135,10 @@ def test_state_dicts_of_stylegan2_load(resample):
     if resample:
         theirs["conv.blur.kernel"] = torch.ones(4, 4)
     net = torch.nn.Sequential(ModulatedNoiseConv2d(3, 4, style_channels=5, resample=resample))
-    net.load_state_dict({f"0.{name}": value for name, value in theirs.items()})
+    renamed = {"noise.weight": "weight", "conv.blur.kernel": "conv.smooth.kernel"} if layout == "basicsr" else {}
+    own = "modulated_conv." if layout == "basicsr" else "conv."
+    named = {f"0.{renamed.get(name, name)}".replace("0.conv.", f"0.{own}"): value for name, value in theirs.items()}
+    net.load_state_dict(named)
     (block,) = net.double()
     x, style = normal((2, 3, 5, 4), dtype=DOUBLE), normal((2, 5), dtype=DOUBLE)
     y = block(x, style, noise := normal((2, 1, *([10, 8] if resample else [5, 4])), dtype=DOUBLE))
@@ -147,6 +169,19 @@ def test_where_noise_comes_from():
     torch.testing.assert_close(block(x, NoiseField(9, 2, torch.tensor([4, 1]), (3, 5))), block(x, field))
 
 
+def test_noise_of_training_is_normal_and_that_of_a_field_as_precise_as_the_map():
+    torch.manual_seed(0)
+    block, x = NoiseInjection(), torch.zeros(2, 1, 100, 100)
+    torch.nn.init.ones_(block.weight)
+    drawn = block(x)
+    assert abs(drawn.mean().item()) <= 4 / math.sqrt(drawn.numel())
+    assert abs(drawn.var().item() - 1) <= 4 * math.sqrt(2 / drawn.numel())
+    assert abs((drawn**4).mean().item() - 3) <= 4 * math.sqrt(96 / drawn.numel())
+    exact = noise_field(9, (100, 100), samples=[0, 1], dtype=DOUBLE)
+    assert torch.equal(NoiseField(9)(x.double()), exact)
+    torch.testing.assert_close(NoiseField(9)(x.half()), exact.float(), rtol=0, atol=1e-5)
+
+
 def test_a_tile_has_the_noise_of_the_whole():
     block = ModulatedNoiseConv2d(3, 4, style_channels=5).eval()
     torch.nn.init.ones_(block.noise.weight)
@@ -165,6 +200,7 @@ def test_a_gate_lets_noise_through(shape):
     torch.testing.assert_close(block(x, noise, gate), x + 0.5 * spread * noise)
     torch.testing.assert_close(block(x, noise, gate + 5), x + 0.5 * noise)
     assert torch.equal(block(x, noise, 0 * gate), x)
+    assert torch.equal(block(x, noise, gate - 5), x)
 
 
 def test_noise_is_clamped():
@@ -245,6 +281,32 @@ def test_noise_and_sharpness_close_the_gate():
     assert head.gate(head.metrics(edges)) < head.gate(head.metrics(blurred))
 
 
+def test_the_head_is_its_formula():
+    head = styled(TextureHead(4, limit=0.3, noise_clamp=1.0), seed=5)
+    features, noise = normal((2, 4, 9, 7), dtype=DOUBLE), normal((2, 1, 9, 7), dtype=DOUBLE, seed=1)
+    image = 0.5 + torch.tensor([0.01, 0.05]).double().view(2, 1, 1, 1) * normal((2, 3, 9, 7), dtype=DOUBLE, seed=2)
+    padded, mask = F.pad(image, (1, 1, 1, 1), mode="replicate"), torch.tensor([1.0, -2.0, 1.0], dtype=DOUBLE)
+    differences = F.conv2d(padded, (mask[:, None] * mask).expand(3, 1, 3, 3), groups=3)
+    sigma = math.sqrt(math.pi / 2) / 6 * differences.abs().mean((1, 2, 3))
+    sharpness = (image - blur_split(image, 1.5)[0]).abs().mean((1, 2, 3))
+    metrics = torch.stack([sigma, sharpness], 1)
+    gate = torch.sigmoid(head.gate_bias - metrics @ head.gate_steepness.exp()).view(2, 1, 1, 1)
+    texture = head.to_image(head.texture(features, metrics, gate * noise.clamp(-1, 1)))
+    texture = 0.3 * torch.tanh(texture)
+    expected = image + gate * (texture - blur_split(texture, 1.5)[0])
+    torch.testing.assert_close(head(features, image, noise), expected, rtol=0, atol=1e-9)
+    assert torch.allclose(TextureHead(4).gate_steepness.exp(), torch.tensor(20.0))
+
+
+def test_gradients_of_the_head():
+    """Those of the image too, which reach its metrics."""
+    head = styled(TextureHead(2, 1))
+    features, image = (normal((1, c, 3, 4), dtype=DOUBLE) for c in (2, 1))
+    leaves = [features.requires_grad_(), (0.5 + 0.02 * image).requires_grad_()]
+    assert torch.autograd.gradcheck(lambda *maps: head(*maps, NoiseField(1)), leaves)
+    assert torch.autograd.gradgradcheck(lambda *maps: head(*maps, NoiseField(1)), leaves, fast_mode=True)
+
+
 def test_it_starts_as_the_identity():
     head, image = TextureHead(4), torch.rand(2, 3, 5, 7)
     assert torch.equal(head(normal((2, 4, 5, 7)), image), image)
@@ -256,9 +318,13 @@ REFUSED = [
     (lambda: CONV(X, V[:, :4]), r"style must be \(B, 5\) with B = 2, got shape \(2, 4\)"),
     (lambda: CONV(X, V[:1]), r"style must be \(B, 5\) with B = 2, got shape \(1, 5\)"),
     (lambda: LAYER(X, V, torch.zeros(2, 1, 4, 5)), r"noise must be \(B, 1, H, W\) = \(2, 1, 5, 4\), .* \(2, 1, 4, 5\)"),
-    (lambda: LAYER(X, V, NoiseField(-1)), r"seed must be an integer from 0 to 2\^63 - 1, got -1"),
+    (lambda: NoiseField(-1), r"seed must be an integer from 0 to 2\^63 - 1, got -1"),
     (lambda: LAYER(X, V, NoiseField(0), torch.ones(3)), r"gate must be \(B,\), .* got shape \(3,\)"),
     (lambda: LAYER(X, V, NoiseField(0, samples=(1, 2, 3))), r"noise must be .* got shape \(3, 1, 5, 4\)"),
+    (lambda: LAYER(X, V, None, torch.ones(3)), r"gate must be \(B,\), .* got shape \(3,\)"),  # in eval without noise
+    (lambda: NoiseField(0, layer=-2), r"layer must be integers from 0 to 2\^32 - 1, got -2"),
+    (lambda: NoiseField(0, offset=(1,)), r"offset must be a row and a column, below 2\^62, got \(1,\)"),
+    (lambda: NoiseInjection(0), "channels must be an integer of at least 1, got 0"),
     (lambda: ModulatedConv2d(3, 4, style_channels=0), "style_channels must be an integer of at least 1, got 0"),
     (lambda: ModulatedConv2d(3, 4, style_channels=5, kernel_size=4), "kernel_size must be an odd integer"),
     (lambda: ModulatedConv2d(3, 4, style_channels=5, resample="both"), "resample must be one of None, up, down, got"),
@@ -274,3 +340,10 @@ REFUSED = [
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_noise_and_gates_of_other_types_are_named():
+    with pytest.raises(TypeError, match="noise must be a tensor, a NoiseField or None, got 7"):
+        LAYER(X, V, 7)
+    with pytest.raises(TypeError, match=r"gate must be a tensor, got 0\.5"):
+        LAYER(X, V, NoiseField(7), 0.5)

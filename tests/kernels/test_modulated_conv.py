@@ -82,6 +82,24 @@ def test_half_precision_at_extreme_styles(dtype, factor, form):
     assert (y.double() - expected).abs().max() <= 8 * torch.finfo(dtype).eps * expected.abs().max()
 
 
+def test_a_loud_style_of_quiet_maps_without_demodulation_stays_in_half_precision():
+    """What kernel and style were divided by is beyond float16, and what comes of it is not."""
+    x, weight, style = inputs(dtype=torch.float32)
+    x, style = (1e-3 * x).half(), 1e6 * style
+    y = modulated_conv2d(x, 0.1 * weight, style, demodulate=False)
+    expected = modulated_conv2d(x.double(), 0.1 * weight.double(), style.double(), demodulate=False)
+    assert 1e3 < expected.abs().max() < 6e4
+    assert (y.double() - expected).abs().max() <= 4 * torch.finfo(torch.float16).eps * expected.abs().max()
+
+
+@pytest.mark.parametrize("form", ["scale", "grouped"])
+def test_a_map_of_doubles_is_convolved_in_double_precision(form):
+    x, weight, style = inputs()
+    weight, style = weight.float(), style.float()
+    expected = modulated_conv2d(x, weight.double(), style.double(), form="reference")
+    torch.testing.assert_close(modulated_conv2d(x, weight, style, form=form), expected, rtol=0, atol=1e-12)
+
+
 def test_a_style_of_zeros_gives_zeros_and_finite_gradients():
     x, weight, style = (v.float().requires_grad_() for v in inputs())
     y = modulated_conv2d(x, weight, 0 * style, form="scale")
@@ -112,6 +130,24 @@ def test_no_sample_has_a_kernel_of_its_own():
     with Largest() as largest:
         modulated_conv2d(x, weight, style, form="grouped")
     assert largest.elements == 8 * weight.numel()
+
+
+@pytest.mark.parametrize(
+    ("batch", "channels", "side", "dtype", "form"),
+    [
+        (1, 48, 16, torch.float32, "folded"),
+        (1, 48, 8, torch.float32, "scale"),  # the kernel is larger than both maps
+        (4, 16, 8, torch.float32, "grouped"),
+        (4, 16, 8, torch.bfloat16, "scale"),
+        (4, 64, 8, torch.float32, "scale"),
+    ],
+    ids=str,
+)
+def test_the_form_that_is_taken(batch, channels, side, dtype, form):
+    operands = inputs(batch, channels, channels, (side, side), dtype=dtype)
+    assert torch.equal(modulated_conv2d(*operands), modulated_conv2d(*operands, form=form))
+    if form != "scale":
+        assert not torch.equal(modulated_conv2d(*operands), modulated_conv2d(*operands, form="scale"))
 
 
 def test_demodulation_is_a_small_product():
@@ -197,6 +233,18 @@ def test_operands_may_be_missing_and_maps_turned(form, device):
             y = noise_bias_act(turned, **given_, backend=form)
             torch.testing.assert_close(y, noise_bias_act(x, **given_, backend="reference"), rtol=0, atol=1e-14)
             assert y.stride() == torch.empty_like(turned).stride()
+
+
+@pytest.mark.parametrize("form", ["torch", "triton"])
+def test_slopes_where_activation_and_bound_have_a_corner(form, device):
+    """Of zero and of the bound itself, as torch has them."""
+    device = device if form == "triton" else CPU
+    x = torch.tensor([0.0, -0.0, 1.0, -1.0, 1.5, -1.5, 0.5, -0.5], dtype=torch.float64).view(1, 1, 2, 4)
+    for options in ({"activation": "lrelu"}, {"activation": "relu"}, {"activation": "linear", "clamp": 1.0}):
+        expected = results({"x": x}, gain=1.0, backend="reference", **options)
+        found = results({"x": x.to(device)}, gain=1.0, backend=form, **options)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name].cpu(), value, rtol=0, atol=1e-14)
 
 
 def test_noise_of_no_strength_changes_nothing():

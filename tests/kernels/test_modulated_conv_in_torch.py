@@ -104,14 +104,42 @@ def test_vmap_over_gradients_and_convolutions():
     torch.testing.assert_close(mapped, modulated_conv2d(x, weight, style), rtol=0, atol=1e-12)
 
 
+def test_vmap_shares_the_noise_of_one_with_each_sample_of_its_own_call():
+    x, bias, _, strength, demodulation = epilogue((2, 3)).values()
+    noise = normal((3, 1, 1, 2, 3), dtype=torch.float64)
+    y = torch.vmap(lambda n: noise_bias_act(x, bias, n, strength, demodulation))(noise)
+    expected = [noise_bias_act(x, bias, n, strength, demodulation, backend="reference") for n in noise]
+    torch.testing.assert_close(y, torch.stack(expected), rtol=0, atol=1e-14)
+
+
+class Convolves(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(inputs(channels=3)[1])
+
+    def forward(self, x, style):
+        return modulated_conv2d(x, self.weight, style)
+
+
+def test_exported_samples_share_a_kernel():
+    """One sample too, whose kernel is scaled where nothing is exported."""
+    x, _, style = inputs(1, size=(9, 9))
+    program = torch.export.export(Convolves(), (x, style))
+    made = [node.meta["val"] for node in program.graph.nodes if node.op == "call_function" and "val" in node.meta]
+    assert any(torch.is_tensor(tensor) for tensor in made)
+    assert all(tensor.ndim <= 4 for tensor in made if torch.is_tensor(tensor))
+
+
 def test_autocast_keeps_styles_and_demodulation_wide():
     x, weight, style = inputs(2, 64, 8, dtype=torch.float32)
     style = 1e5 * style
     expected = modulated_conv2d(x, weight, style)
     with torch.autocast("cpu", torch.bfloat16):
         y = modulated_conv2d(x, weight, style)
-        assert modulate(weight, style).out_scale.dtype == torch.float32
-        assert torch.equal(modulate(weight, style).out_scale, modulate(weight.clone(), style).out_scale)
+        inside = modulate(weight, style)
+    assert inside.out_scale.dtype == torch.float32
+    for got, want in zip(inside, modulate(weight, style), strict=True):
+        assert torch.equal(got, want)
     assert y.dtype == torch.bfloat16
     assert (y.float() - expected).abs().max() <= 3e-2 * expected.abs().max()
     operands = epilogue(dtype=torch.float32)
@@ -126,20 +154,32 @@ def test_they_run_on_meta_and_on_nothing():
     assert modulated_conv2d(*(v.to("meta") for v in inputs())).shape == (2, 4, 5, 6)
     x, weight, style = inputs()
     assert modulated_conv2d(x[:0], weight, style[:0]).shape == (0, 4, 5, 6)
-    assert noise_bias_act(x[:0], torch.zeros(3).double()).shape == (0, 3, 5, 6)
+    bias = torch.zeros(3).double().requires_grad_()
+    y = noise_bias_act(x[:0], bias)
+    assert y.shape == (0, 3, 5, 6)
+    y.sum().backward()
+    assert torch.equal(bias.grad, torch.zeros_like(bias))
 
 
 X, W, S = torch.zeros(2, 3, 4, 5), torch.zeros(6, 3, 3, 3), torch.zeros(2, 3)
 NOISE, ONE = torch.zeros(2, 1, 4, 5), torch.zeros(())
 REFUSED = [
-    (lambda: modulated_conv2d(X, W, S[:, :2]), ValueError, r"style must be \(B, I\) = \(2, 3\), got shape \(2, 2\)"),
-    (lambda: modulated_conv2d(X, W[:, :2], S), ValueError, r"weight must be \(O, I, k, k\) with I = 3 and an odd k"),
+    (lambda: modulated_conv2d(X, W, S[:, :2]), ValueError, r"style must be \(B, I\) with I = 3, got shape \(2, 2\)"),
+    (lambda: modulated_conv2d(X, W, S[:1]), ValueError, r"style must be \(B, I\) = \(2, 3\), got shape \(1, 3\)"),
+    (lambda: modulated_conv2d(X, W[:, :2], S), ValueError, r"weight must be \(O, I, k, k\) with I = 3, got shape"),
+    (lambda: modulated_conv2d(X, W, S, eps=-1.0), ValueError, "eps must be at least 0, got -1.0"),
+    (lambda: modulated_conv2d(X[:, :, :0], W, S), ValueError, r"x must be .* H, W >= 1, got shape \(2, 3, 0, 5\)"),
     (lambda: modulated_conv2d(X, W[..., :2, :2], S), ValueError, r"an odd k, got shape \(6, 3, 2, 2\)"),
-    (lambda: modulated_conv2d(X[0], W, S), ValueError, r"x must be \(B, C, H, W\), got shape \(3, 4, 5\)"),
+    (lambda: modulated_conv2d(X[0], W, S), ValueError, r"x must be \(B, C, H, W\) with H, W >= 1, got shape"),
     (lambda: modulated_conv2d(X.long(), W, S), TypeError, "x must be floating-point, got torch.int64"),
     (lambda: modulated_conv2d(X, W, S, form="folded"), ValueError, "form 'folded' takes one sample, got 2"),
     (lambda: modulated_conv2d(X, W, S, form="fast"), ValueError, "form must be one of auto, scale, .* got 'fast'"),
     (lambda: modulate(W, S[:, :2]), ValueError, r"style must be \(B, I\) with I = 3, got shape \(2, 2\)"),
+    (lambda: modulate(W[0], S), ValueError, r"weight must be \(O, I, k, k\), none of them 0, got shape \(3, 3, 3\)"),
+    (lambda: modulate(W[:0], S), ValueError, r"weight must be .* got shape \(0, 3, 3, 3\)"),
+    (lambda: modulate(W, S.long()), TypeError, "style must be floating-point, got torch.int64"),
+    (lambda: modulate(W.tolist(), S), TypeError, "weight must be a tensor, got"),
+    (lambda: modulate(W, S, eps=-1.0), ValueError, "eps must be at least 0, got -1.0"),
     (lambda: noise_bias_act(X[0]), ValueError, r"x must be \(B, C, H, W\), got shape"),
     (lambda: noise_bias_act(X, torch.zeros(2)), ValueError, r"bias must be \(C,\) = \(3,\), got shape \(2,\)"),
     (lambda: noise_bias_act(X, None, NOISE[..., :4], ONE), ValueError, r"noise must be .* got shape \(2, 1, 4, 4\)"),

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.library import opcheck
@@ -63,6 +64,13 @@ def test_other_dtypes_autocast_meta_and_nothing():
     assert noise_field(5, (3, 4), samples=[]).shape == (0, 1, 3, 4)
 
 
+def test_numbers_of_numpy_are_numbers():
+    expected = noise_field(5, (3, 4), samples=[0, 1], layer=2, offset=(1, 6))
+    size, offset = (np.int64(3), np.int32(4)), (np.int64(1), np.uint8(6))
+    seed, layer = np.random.default_rng(0).integers(5, 6), np.uint32(2)
+    assert torch.equal(noise_field(seed, size, samples=np.arange(2), layer=layer, offset=offset), expected)
+
+
 REFUSED = [
     (lambda: noise_field(-1, (2, 2), samples=[0]), ValueError, r"seed must be .* from 0 to 2\^63 - 1, got -1"),
     (lambda: noise_field(2**63, (2, 2), samples=[0]), ValueError, r"seed must be .* got 9223372036854775808"),
@@ -73,6 +81,10 @@ REFUSED = [
     (lambda: noise_field(1, (2, -2), samples=[0]), ValueError, r"size must be a height and .* got \(2, -2\)"),
     (lambda: noise_field(1, (2, 2, 2), samples=[0]), ValueError, r"size must be a height and .* got \(2, 2, 2\)"),
     (lambda: noise_field(1, (2, 2), samples=[0], offset=(0.5, 0)), ValueError, r"offset must be .* got \(0.5, 0\)"),
+    (lambda: noise_field(1, (2, 2), samples=[0], offset=(2**70, 0)), ValueError, r"offset must be .* below 2\^62, got"),
+    (lambda: noise_field(1, 5, samples=[0]), ValueError, "size must be a height and a width of at least 0, got 5"),
+    (lambda: noise_field(1, (2, 2), samples=3), TypeError, "samples must be a sequence of numbers .* got 3"),
+    (lambda: noise_field(1, (2, 2), samples=[0], dtype="half"), TypeError, "dtype must be floating-point, got 'half'"),
     (lambda: noise_field(1, (2, 2), samples=[0], dtype=torch.int64), TypeError, "dtype must be floating-point, got"),
     (lambda: noise_field(1, (2, 2), samples=[0], backend="cuda"), ValueError, "backend must be one of auto, triton"),
 ]

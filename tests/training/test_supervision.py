@@ -1,15 +1,28 @@
 """Estimates in training: what was drawn is the target, a run makes it a loss, and an estimator alone learns."""
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from claritycore.blocks import DegradationEstimate, DegradationEstimator, FiLM, KernelPrior
-from claritycore.nets import AutoModel, Aux, BaseConfig, RestorationNet, RestorationOutput, register_config
+from claritycore.cli import main
+from claritycore.nets import (
+    AutoConfig,
+    AutoModel,
+    Aux,
+    BaseConfig,
+    RestorationNet,
+    RestorationOutput,
+    load_estimator,
+    register_config,
+    save_estimator,
+)
 from claritycore.training import (
     ImageFolder,
     Recipe,
@@ -22,6 +35,7 @@ from claritycore.training import (
 )
 from claritycore.training.blur_kernels import gaussian_kernels
 from claritycore.training.blur_stage import Blur
+from claritycore.training.data import mixed
 from claritycore.training.stages import Downsample, Noise
 from claritycore.training.supervision import estimate_losses, kernel_loss
 
@@ -191,13 +205,102 @@ def test_an_estimator_learns_the_noise_and_repeats_to_the_bit(photos):
     assert found[0] == found[1]
 
 
+def test_steps_shrink_to_nothing(photos):
+    estimator = DegradationEstimator(widths=(4,), hidden=4)
+    states = [torch.cat([p.detach().flatten() for p in estimator.parameters()])]
+    follow = lambda step, loss: states.append(torch.cat([p.detach().flatten() for p in estimator.parameters()]))  # noqa: E731
+    train_estimator(estimator, ImageFolder(photos), steps=20, batch_size=2, patch_size=16, follow=follow)
+    moved = [(after - before).abs().max().item() for before, after in itertools.pairwise(states)]
+    assert moved[0] == pytest.approx(2e-3, rel=0.01)
+    assert 0 < moved[-1] < 0.1 * moved[0]
+
+
+def test_errors_are_means_over_images_and_draws(photos):
+    images = ImageFolder(photos)
+    constant = DegradationEstimate(*torch.tensor([[0.05], [1.0], [0.7]]))
+    errors = []
+    for number, draw in itertools.product(range(len(images)), range(3)):
+        clean = images[number][None] / 255
+        targets = degradation_targets(degrade(clean, "joint", [mixed(4, 6, number, draw)]).report)
+        errors.append([abs(a.item() - b.item()) for a, b in zip(constant, targets, strict=True)])
+    found = evaluate_estimator(lambda image: constant, images, draws=3, seed=4)
+    assert list(found.values()) == pytest.approx(np.mean(errors, 0).tolist(), rel=1e-5)
+
+
+def test_losses_of_a_net_are_weighted():
+    kernels = torch.full((1, 3, 3), 1 / 9)
+    middle = torch.zeros(1, 3, 3)
+    middle[:, 1, 1] = 1
+    aux = Aux(kernels=kernels)
+    supervise(aux, {"order": torch.zeros(1, 1), "blur_kernel": middle}, weight=0.3)
+    assert aux.losses["degradation.kernel"].item() == pytest.approx(0.3 * 16 / 9)
+
+
+def test_an_estimator_is_trained_from_the_command_line_and_loaded(photos, tmp_path, capsys):
+    path = tmp_path / "deep" / "estimator.safetensors"
+    call = ["train-estimator", "--data", str(photos), "--output", str(path), "--steps", "3", "--batch-size", "2"]
+    call += ["--patch-size", "16", "--device", "cpu"]
+    assert main([*call, "--validation", str(photos), "--draws", "1"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("step 3: loss ")
+    assert printed[1].startswith("mean errors: noise 0.")
+    assert printed[2] == str(path)
+    torch.manual_seed(0)
+    again = train_estimator(DegradationEstimator(), ImageFolder(photos), steps=3, batch_size=2, patch_size=16).eval()
+    image = torch.rand(1, 3, 20, 24)
+    assert all(map(torch.equal, load_estimator(path)(image), again(image)))
+    for arguments, message in {
+        (): f"{path} exists: give --overwrite to replace it, or another name",
+        ("--output", "estimator.pth"): "output must end in .safetensors, got estimator.pth",
+        (
+            "--overwrite",
+            "--recipe",
+            "clean",
+        ): "recipe must have a stage named noise, blur or jpeg, clean has downsample",
+        ("--overwrite", "--recipe", "jont"): "there is no recipe 'jont'; did you mean joint?",
+        ("--overwrite", "--steps", "0"): "steps must be an integer of at least 1, got 0",
+        ("--overwrite", "--patch-size", "64"): "patch_size must be at most that of the images, 56 x 48 for ",
+    }.items():
+        assert main([*call, *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_estimators_of_any_size_are_saved_and_other_files_refused(tmp_path):
+    estimator = DegradationEstimator(1, widths=(4, 6), hidden=5)
+    loaded = load_estimator(save_estimator(estimator, tmp_path / "small.safetensors"))
+    assert not loaded.training
+    assert repr(loaded) == repr(estimator)
+    image = torch.rand(2, 1, 9, 7)
+    assert all(map(torch.equal, loaded(image), estimator(image)))
+    net = AutoModel.from_config(AutoConfig.from_name("rrdbnet", num_feat=4, num_block=1))
+    path = net.save_pretrained(tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"net\.safetensors must be a file of save_estimator, it is one of rrdbnet"):
+        load_estimator(path)
+    with pytest.raises(ValueError, match=r"small\.safetensors describes a net that cannot be made: there is no net"):
+        AutoModel.from_pretrained(tmp_path / "small.safetensors")
+
+
+def test_a_step_that_gives_nan_is_not_taken(photos):
+    estimator = DegradationEstimator(widths=(4,), hidden=4)
+    torch.nn.init.constant_(estimator.head.bias, math.nan)
+    before = estimator.hidden.weight.clone()
+    with pytest.raises(RuntimeError, match=r"step 1 gave NaN or infinity: try a lower lr than 0\.002"):
+        train_estimator(estimator, ImageFolder(photos), steps=2, batch_size=2, patch_size=16)
+    assert torch.equal(estimator.hidden.weight, before)
+
+
 def test_bad_arguments_raise(photos):
     estimator, images = DegradationEstimator(widths=(4,)), ImageFolder(photos)
     for name in ("steps", "batch_size", "patch_size"):
         with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
             train_estimator(estimator, images, **{name: 0})
-    with pytest.raises(ValueError, match="lr must be positive, got 0"):
-        train_estimator(estimator, images, lr=0)
+    for lr in (0, math.inf):
+        with pytest.raises(ValueError, match=f"lr must be positive and finite, got {lr}"):
+            train_estimator(estimator, images, lr=lr)
+    with pytest.raises(ValueError, match=r"patch_size must be at most that of the images, 56 x 48 for .*png, got 128"):
+        train_estimator(estimator, images)
+    with pytest.raises(ValueError, match="recipe must have a stage named noise, blur or jpeg, clean has downsample"):
+        evaluate_estimator(estimator, images, recipe="clean")
     with pytest.raises(ValueError, match="draws must be an integer of at least 1, got 0"):
         evaluate_estimator(estimator, images, draws=0)
     with pytest.raises(ValueError, match="recipe must have a stage named noise, blur or jpeg"):
