@@ -146,7 +146,7 @@ def _span(scale: int) -> Preset:
 
 
 def _hersr(name: str, scale: int) -> Preset:
-    """For photographs as they come; the router wants batches of many images, whose experts it is to tell apart."""
+    """For several faults at once, in batches of many images: one of them alone teaches a router little."""
     return Preset(
         AutoConfig.from_name(name, scale=scale),
         TrainingSettings(
