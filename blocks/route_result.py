@@ -61,7 +61,7 @@ class RouteResult:
     def entropy(self) -> Tensor:
         """Mean entropy of the probabilities of a region, as a part of the largest possible: how undecided it is."""
         entropies = normalised_entropy(self.probabilities)
-        return entropies.sum() / max(len(entropies), 1)
+        return entropies.sum() / max(entropies.shape[0], 1)
 
     def dead_experts(self) -> Tensor:
         """How many experts get less than a tenth of their even share."""
@@ -70,11 +70,12 @@ class RouteResult:
     def kept_share(self) -> float:
         """The share of regions that were routed; the others passed by all experts."""
         images, rows, columns = self.grid
-        return len(self.indices) / max(images * rows * columns, 1)
+        return self.indices.shape[0] / max(images * rows * columns, 1)
 
     def statistics(self) -> dict[str, Tensor]:
         """All of these by name, without gradients."""
-        kept = self.probabilities.new_tensor(self.kept_share())
+        # Neither len() above nor new_tensor here: in an exported program both fix the number of regions.
+        kept = self.probabilities.new_ones(()) * self.kept_share()
         found = {
             "load": self.load(),
             "max_violation": self.max_violation(),

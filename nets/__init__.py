@@ -2,6 +2,7 @@
 
 from .base import RestorationNet
 from .finetuning import MatchReport, freeze, load_matching
+from .harmonic import HARMONIC, HARMONICConfig
 from .inspection import CheckpointInfo, convert_state, inspect_checkpoint
 from .output import Aux, RestorationOutput
 from .plksr import PLKSR, PLKSRConfig
@@ -13,6 +14,7 @@ from .swin_unet import SwinUNet, SwinUNetConfig
 from .unet import UNet, UNetConfig
 
 __all__ = [
+    "HARMONIC",
     "PLKSR",
     "SPAN",
     "AutoConfig",
@@ -22,6 +24,7 @@ __all__ = [
     "CheckpointInfo",
     "Conditioned",
     "Context",
+    "HARMONICConfig",
     "MatchReport",
     "PLKSRConfig",
     "RRDBNet",

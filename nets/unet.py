@@ -110,6 +110,9 @@ class UNet(RestorationNet):
     [(1, 8, 5, 7), (1, 16, 3, 4)]
     """
 
+    # What `features` makes, of scale and aux alone; a net whose parts ask for more has a context of its own.
+    context_type: type[Context] = Context
+
     def __init__(
         self,
         config: UNetConfig,
@@ -143,9 +146,7 @@ class UNet(RestorationNet):
         self.tile_safe, self.receptive_radius, self.tile_multiple = self._tiling()
         if self.adds_image:
             self._start_as_image()
-        for name, part in self.named_modules():
-            if isinstance(part, Conditioned):
-                part.path = name
+        self._name_parts()
 
     def forward(
         self, image: Tensor, *, scale: int | None = None, return_aux: bool = False
@@ -155,9 +156,10 @@ class UNet(RestorationNet):
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The decoder's maps, the finest first, and the bottleneck's: (B, widths[i], ceil(H / 2^i), ceil(W / 2^i))."""
-        maps, steps = self.maps(image, Context(self.scale, Aux())), [2**level for level in range(len(self.ups) + 1)]
+        context, steps = self.context_type(self.scale, Aux()), [2**level for level in range(len(self.ups) + 1)]
         ceilings = [[(side + step - 1) // step for side in image.shape[2:]] for step in steps]
-        return [cropped(x, height, width) for x, (height, width) in zip(maps, ceilings, strict=True)]
+        maps = zip(self.maps(image, context), ceilings, strict=True)
+        return [cropped(x, height, width) for x, (height, width) in maps]
 
     def restored(self, image: Tensor, context: Context, return_aux: bool) -> Tensor | RestorationOutput:
         """Run the net with a context that knows the conditions of this pass."""
@@ -199,6 +201,11 @@ class UNet(RestorationNet):
         # The pixel that a cell of the coarsest map begins with is not the pixel that asks.
         body = body._replace(receptive_radius=body.receptive_radius + self.stride - 1)
         return side_by_side(body, BicubicUp(max(self.scales)))
+
+    def _name_parts(self) -> None:
+        for name, part in self.named_modules():
+            if isinstance(part, Conditioned):
+                part.path = name
 
     @torch.no_grad()
     def _start_as_image(self) -> None:

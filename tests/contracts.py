@@ -460,7 +460,14 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "SwinUNet dysample": lambda **fields: small_swin_unet(
         **{"up": "dysample", "upsampler": "dysample", "skip": "none", "residual_scale": 0.5, **fields}
     ),
+    "HARMONIC": lambda **fields: small_harmonic(**fields),
+    "HARMONIC fast path": lambda **fields: small_harmonic(**{"fast_path": True, **fields}),
 }
+
+
+def small_harmonic(**fields) -> nets.HARMONIC:
+    sizes = {"embed_dim": 4, "depths": (1, 1), "refinement": 0, "head_dim": 2, "window_size": 4, "global_size": 2}
+    return nets.HARMONIC(nets.HARMONICConfig(**{**sizes, "kernel_size": 5, "high_depth": 1, **fields}))
 
 
 def small_swin_unet(**fields) -> nets.SwinUNet:
