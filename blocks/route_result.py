@@ -75,7 +75,7 @@ class RouteResult:
     def statistics(self) -> dict[str, Tensor]:
         """All of these by name, without gradients."""
         # Neither len() above nor new_tensor here: in an exported program both fix the number of regions.
-        kept = self.probabilities.new_ones(()) * self.kept_share()
+        kept = self.probabilities.new_zeros(()) + self.kept_share()
         found = {
             "load": self.load(),
             "max_violation": self.max_violation(),

@@ -43,7 +43,7 @@ BALANCE, ENTROPY = 0.01, 0.001
 
 
 def window_stage(config: "HARMONICConfig", width: int, depth: int) -> Stage:
-    """Whole and shifted windows in turn, an overlapping one, a gated convolution and channel attention.
+    """Whole and shifted windows in turn, and an overlapping one; the last block has the gates of the stage.
 
     On the fast path, as many blocks of large depthwise kernels.
     """
@@ -57,10 +57,7 @@ def window_stage(config: "HARMONICConfig", width: int, depth: int) -> Stage:
     if config.overlap_ratio:
         ratio = config.overlap_ratio
         attentions.append(OverlappingCrossAttention(width, heads, window_size=size, overlap_ratio=ratio))
-    blocks = [_block(config, width, attention) for attention in attentions]
-    gate = [] if config.conv_gate == "none" else [ConvGate(width)]
-    blocks = [*gate, *blocks] if config.conv_gate == "pre" else [*blocks, *gate]
-    return Stage(*blocks, *_channel_attention(config, width))
+    return Stage(*(_block(config, width, attention) for attention in attentions[:-1]), _last(config, attentions[-1]))
 
 
 def bottleneck(config: "HARMONICConfig", width: int, depth: int) -> Stage:
@@ -72,12 +69,12 @@ def bottleneck(config: "HARMONICConfig", width: int, depth: int) -> Stage:
     for place in range(depth):
         form = config.long_range if place % 2 == 0 else "window"
         attention = HybridAttention(width, heads, window_size=size, form=form, global_size=config.global_size)
-        blocks.append(_block(config, width, attention))
+        blocks.append(_block(config, width, attention) if place + 1 < depth else _last(config, attention))
         if config.mixer == "ssm":
             blocks.append(SSMGlobalMixer(width, gate=0.01))
         elif config.mixer == "deformable":
             blocks.append(_block(config, width, DeformableAttention2d(width, num_heads=heads)))
-    return Stage(*blocks, *_channel_attention(config, width))
+    return Stage(*blocks)
 
 
 def structure_stage(config: "HARMONICConfig", width: int, *, last: bool) -> Stage:
@@ -137,5 +134,12 @@ def _convolution(config: "HARMONICConfig", width: int) -> SwinBlock:
     return _block(config, width, kernel)
 
 
-def _channel_attention(config: "HARMONICConfig", width: int) -> list[nn.Module]:
-    return [ChannelAttention(width, form="efficient")] if config.channel_attention else []
+def _last(config: "HARMONICConfig", attention: nn.Module) -> SwinBlock:
+    """The last block of a stage. Its gates lie within the residuals: a map that they fade would not come back."""
+    width: int = attention.channels  # pyright: ignore[reportAssignmentType]
+    if config.conv_gate != "none":
+        gate = ConvGate(width)
+        attention = nn.Sequential(*([gate, attention] if config.conv_gate == "pre" else [attention, gate]))
+    ffn = GatedFFN(width, expansion=config.ffn_expansion)
+    channels = [ChannelAttention(width, form="efficient")] if config.channel_attention else []
+    return SwinBlock(width, attention, ffn=nn.Sequential(ffn, *channels))

@@ -465,6 +465,17 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+# The U-Nets at sizes that learn on a CPU while one waits.
+LEARNERS: dict[str, Callable[..., nn.Module]] = {
+    "SwinUNet": lambda **fields: small_swin_unet(
+        **{"embed_dim": 16, "depths": (2, 2), "refinement": 2, "window_size": 8, "ffn": "gated", **fields}
+    ),
+    "HARMONIC": lambda **fields: small_harmonic(
+        **{"embed_dim": 16, "depths": (1, 2), "refinement": 1, "head_dim": 4, "window_size": 8, **fields}
+    ),
+}
+
+
 def small_harmonic(**fields) -> nets.HARMONIC:
     sizes = {"embed_dim": 4, "depths": (1, 1), "refinement": 0, "head_dim": 2, "window_size": 4, "global_size": 2}
     return nets.HARMONIC(nets.HARMONICConfig(**{**sizes, "kernel_size": 5, "high_depth": 1, **fields}))
