@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..blocks import BicubicUp, FreqSplit2d, HighPass, NoiseField, TextureHead
+from ..blocks import BicubicUp, FreqSplit2d, NoiseField, TextureHead
 from ..blocks.checks import check_odd, check_positive
 from ..blocks.multi_scale import DownForm
 from ..blocks.padding import cropped, pad_to_multiple
 from ..blocks.tiling import Tiling, side_by_side, tiling_of
 from .base import check_image
-from .harmonic_branches import FrequencyResidual, HARMONICContext, HighBranch, LowBranch, resized
-from .harmonic_stages import bottleneck, fusion, structure_stage, texture_stage, window_stage
+from .harmonic_branches import HARMONICContext, resized
+from .harmonic_stages import bottleneck, frequency_residual, fusion, high_branch, low_branch, window_stage
 from .output import Aux, RestorationOutput
 from .registry import register_config
 from .stage import Stage
@@ -108,7 +108,9 @@ class HARMONICConfig(UNetConfig):
         counts = ("embed_dim", "head_dim", "window_size", "low_depth", "high_depth", "top_k")
         check_positive(**{name: getattr(self, name) for name in counts})
         check_odd(kernel_size=self.kernel_size)
-        if len(self.depths) < 2 or any(type(depth) is not int or depth < 0 for depth in (*self.depths, self.refinement)):
+        if len(self.depths) < 2 or any(
+            type(depth) is not int or depth < 0 for depth in (*self.depths, self.refinement)
+        ):
             given = f"{self.depths} and {self.refinement}"
             raise ValueError(f"depths, of two or more, and refinement must be integers of at least 0, got {given}")
         if self.embed_dim % self.head_dim or self.embed_dim % 2:
@@ -180,11 +182,12 @@ class HARMONIC(UNet):
             decoder=[Stage(*fused, window_stage(config, *size)) for fused, size in zip(fusions, sizes, strict=False)],
             refinement=window_stage(config, config.embed_dim, config.refinement),
         )
+        self.texture_layer = config.high_depth  # the noise after those of the blocks
         self.has_noise = has_high and (config.noise or config.texture_head)
         self.split = FreqSplit2d(config.in_channels, kind=config.split) if has_low else None
-        self.low_branch = _low_branch(config, widths) if has_low else None
-        self.high_branch = _high_branch(config, widths[:-1]) if has_high else None
-        self.residual = _residual(config) if has_high else None
+        self.low_branch = low_branch(config, widths) if has_low else None
+        self.high_branch = high_branch(config, widths[:-1]) if has_high else None
+        self.residual = frequency_residual(config) if has_high else None
         self.texture_head = TextureHead(config.embed_dim, config.out_channels) if config.texture_head else None
         self.tile_safe, self.receptive_radius, self.tile_multiple = self._tiling_with_branches()
         self._name_parts()
@@ -244,7 +247,7 @@ class HARMONIC(UNet):
             y = y + (correction if coarse is None else correction + coarse)
         if self.texture_head is not None:
             features = resized(context.high[0], context.scale, *size)
-            y = self.texture_head(features, y, context.noise_of(self.config.high_depth, context.scale))
+            y = self.texture_head(features, y, context.noise_of(self.texture_layer, context.scale))
         y = y.to(image.dtype)
         return RestorationOutput(y, context.aux) if return_aux else y
 
@@ -266,35 +269,3 @@ class HARMONIC(UNet):
         if self.residual is None:
             return own
         return tiling_of(own, self.residual.tiling(min(self.scales)), self.texture_head)
-
-
-def _low_branch(config: HARMONICConfig, widths: list[int]) -> LowBranch:
-    coarse = widths[1 : max(2, len(widths) - 1)]
-    return LowBranch(
-        config.in_channels,
-        config.out_channels,
-        widths=[widths[0], *coarse],
-        stages=[structure_stage(config, width, last=width == coarse[-1]) for width in coarse],
-        down=config.down,
-        up=config.up,
-        gated=config.gated,
-    )
-
-
-def _high_branch(config: HARMONICConfig, widths: list[int]) -> HighBranch:
-    return HighBranch(
-        config.in_channels,
-        widths=widths,
-        edges=HighPass(config.in_channels, kind=config.edges),
-        texture=texture_stage(config, widths[0]),
-        style="constant" if config.fast_path else "edges",
-        down=config.down,
-        gated=config.gated,
-    )
-
-
-def _residual(config: HARMONICConfig) -> FrequencyResidual:
-    split = FreqSplit2d(config.out_channels, kind=config.split)
-    return FrequencyResidual(
-        config.out_channels, split=split, max_gain=config.max_gain, limit=config.high_limit
-    )

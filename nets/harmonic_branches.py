@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -89,7 +90,7 @@ class LowBranch(nn.Module):
     ) -> None:
         super().__init__()
         self.embed = OverlapPatchEmbed(in_channels, widths[0])
-        steps = zip(widths[:-1], widths[1:], strict=True)
+        steps = pairwise(widths)
         self.downs = nn.ModuleList(MSGDown(fine, wide, form=down, gated=gated) for fine, wide in steps)
         self.stages = nn.ModuleList(stages)
         self.up = MSGUp(widths[1], widths[0], form=up, gated=gated)
@@ -141,7 +142,7 @@ class HighBranch(nn.Module):
         self.style = style
         self.edges, self.texture = edges, texture
         self.embed = OverlapPatchEmbed(2 * in_channels, widths[0])
-        steps = zip(widths[:-1], widths[1:], strict=True)
+        steps = pairwise(widths)
         self.downs = nn.ModuleList(MSGDown(fine, wide, form=down, gated=gated) for fine, wide in steps)
         ways = [tiling_of(way).times(2**level) for level, way in enumerate(self.downs)]
         own = tiling_of(self.edges, self.embed, self.texture, *ways)
@@ -149,10 +150,11 @@ class HighBranch(nn.Module):
         self.receptive_radius, self.tile_multiple = own.receptive_radius, own.tile_multiple
 
     def forward(self, high: Tensor, context: HARMONICContext) -> tuple[Tensor, ...]:
-        context.edges = self.edges(high)
-        magnitudes = at_least_float32(context.edges).abs().mean((2, 3))
+        edges = self.edges(high)
+        magnitudes = at_least_float32(edges).abs().mean((2, 3))
+        context.edges = edges
         context.style = magnitudes if self.style == "edges" else torch.ones_like(magnitudes[:, :1])
-        maps = [self.texture(self.embed(torch.cat([high, context.edges], dim=1)), context)]
+        maps = [self.texture(self.embed(torch.cat([high, edges], dim=1)), context)]
         for down in self.downs:
             maps.append(down(maps[-1]))
         return tuple(maps)

@@ -1,4 +1,4 @@
-"""The stages of HARMONIC, from its config: windows, the bottleneck, structure, texture and fusion."""
+"""The stages and the branches of HARMONIC, from its config."""
 
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,10 @@ from ..blocks import (
     DetailExpert,
     EntropyLoss,
     FreqFuse,
+    FreqSplit2d,
     FrequencyCrossAttention,
     GatedFFN,
+    HighPass,
     HybridAttention,
     ModulatedNoiseConv2d,
     MoE2d,
@@ -32,7 +34,7 @@ from ..blocks import (
     TopKRouter,
     WindowAttention2d,
 )
-from .harmonic_branches import BandFusion, TextureBlock
+from .harmonic_branches import BandFusion, FrequencyResidual, HighBranch, LowBranch, TextureBlock
 from .stage import Stage
 
 if TYPE_CHECKING:
@@ -77,26 +79,6 @@ def bottleneck(config: "HARMONICConfig", width: int, depth: int) -> Stage:
     return Stage(*blocks)
 
 
-def structure_stage(config: "HARMONICConfig", width: int, *, last: bool) -> Stage:
-    """Large kernels that fuse; after those of the last stage a scan, where the config has one."""
-    options = {"kernel_size": config.kernel_size, "form": "depthwise", "attention": not config.fast_path}
-    blocks: list[nn.Module] = [PLKBlock(width, **options) for _ in range(config.low_depth)]
-    if last and config.low_ssm and not config.fast_path:
-        blocks.append(SSMGlobalMixer(width, gate=0.01))
-    return Stage(*blocks)
-
-
-def texture_stage(config: "HARMONICConfig", width: int) -> Stage:
-    """Experts with modulated noise; on the fast path, and without experts, plain convolutions in their place."""
-    style = 1 if config.fast_path else config.in_channels
-    blocks: list[nn.Module] = []
-    for layer in range(config.high_depth):
-        noise = ModulatedNoiseConv2d(width, width, style_channels=style, noise_clamp=config.noise_clamp)
-        experts = _experts(config, width) if config.moe and not config.fast_path else DetailExpert(width)
-        blocks.append(TextureBlock(width, experts, noise=noise if config.noise else None, layer=layer))
-    return Stage(*blocks)
-
-
 def fusion(config: "HARMONICConfig", width: int, level: int) -> BandFusion:
     """Low and high frequencies attend to each other, on the fast path a convolution gates both; then they are added."""
     if config.branches == "low":
@@ -105,6 +87,59 @@ def fusion(config: "HARMONICConfig", width: int, level: int) -> BandFusion:
         return BandFusion(level, FreqFuse(width, max_gain=config.max_gain), both=True)
     crossing = FrequencyCrossAttention(width, width // config.head_dim, window_size=config.window_size)
     return BandFusion(level, FreqFuse(width, gate=crossing, max_gain=config.max_gain), both=True)
+
+
+def low_branch(config: "HARMONICConfig", widths: list[int]) -> LowBranch:
+    """Of the scales that decoders have, and of half the size at least."""
+    coarse = widths[1 : max(2, len(widths) - 1)]
+    return LowBranch(
+        config.in_channels,
+        config.out_channels,
+        widths=[widths[0], *coarse],
+        stages=[_structure_stage(config, width, last=width == coarse[-1]) for width in coarse],
+        down=config.down,
+        up=config.up,
+        gated=config.gated,
+    )
+
+
+def high_branch(config: "HARMONICConfig", widths: list[int]) -> HighBranch:
+    """Modulated by its edges, but on the fast path, where tiles are to be exact."""
+    return HighBranch(
+        config.in_channels,
+        widths=widths,
+        edges=HighPass(config.in_channels, kind=config.edges),
+        texture=_texture_stage(config, widths[0]),
+        style="constant" if config.fast_path else "edges",
+        down=config.down,
+        gated=config.gated,
+    )
+
+
+def frequency_residual(config: "HARMONICConfig") -> FrequencyResidual:
+    """What adds the correction to the image."""
+    split = FreqSplit2d(config.out_channels, kind=config.split)
+    return FrequencyResidual(config.out_channels, split=split, max_gain=config.max_gain, limit=config.high_limit)
+
+
+def _structure_stage(config: "HARMONICConfig", width: int, *, last: bool) -> Stage:
+    """Large kernels that fuse; after those of the last stage a scan, where the config has one."""
+    options = {"kernel_size": config.kernel_size, "form": "depthwise", "attention": not config.fast_path}
+    blocks: list[nn.Module] = [PLKBlock(width, **options) for _ in range(config.low_depth)]
+    if last and config.low_ssm and not config.fast_path:
+        blocks.append(SSMGlobalMixer(width, gate=0.01))
+    return Stage(*blocks)
+
+
+def _texture_stage(config: "HARMONICConfig", width: int) -> Stage:
+    """Experts with modulated noise; on the fast path, and without experts, plain convolutions in their place."""
+    style = 1 if config.fast_path else config.in_channels
+    blocks: list[nn.Module] = []
+    for layer in range(config.high_depth):
+        noise = ModulatedNoiseConv2d(width, width, style_channels=style, noise_clamp=config.noise_clamp)
+        experts = _experts(config, width) if config.moe and not config.fast_path else DetailExpert(width)
+        blocks.append(TextureBlock(width, experts, noise=noise if config.noise else None, layer=layer))
+    return Stage(*blocks)
 
 
 def _experts(config: "HARMONICConfig", width: int) -> MoE2d:

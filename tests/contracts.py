@@ -470,8 +470,10 @@ LEARNERS: dict[str, Callable[..., nn.Module]] = {
     "SwinUNet": lambda **fields: small_swin_unet(
         **{"embed_dim": 16, "depths": (2, 2), "refinement": 2, "window_size": 8, "ffn": "gated", **fields}
     ),
+    # Gates that fade maps learn by heart more slowly.
     "HARMONIC": lambda **fields: small_harmonic(
-        **{"embed_dim": 16, "depths": (1, 2), "refinement": 1, "head_dim": 4, "window_size": 8, **fields}
+        **{"embed_dim": 16, "depths": (1, 2), "refinement": 1, "head_dim": 8, "window_size": 8},
+        **{"conv_gate": "none", "channel_attention": False, **fields},
     ),
 }
 

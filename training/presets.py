@@ -145,6 +145,28 @@ def _span(scale: int) -> Preset:
     )
 
 
+def _harmonic(scale: int) -> Preset:
+    """Noise, blur and compression at once; at scale 1 in place, else of images made smaller."""
+    return Preset(
+        AutoConfig.from_name("harmonic", scale=scale),
+        TrainingSettings(
+            recipe="joint",
+            steps=300_000,
+            batch_size=16,
+            patch_size=2 * INPUT_PATCH * scale,
+            lr=3e-4,
+            loss="l1 + charbonnier + 0.1*ssim + 0.1*lf + 0.05*hf",
+            optimizer="adamw",
+            beta2=0.999,
+            weight_decay=1e-4,
+            schedule="cosine",
+            warmup=2_000,
+            clip=1.0,
+            ema=True,
+        ),
+    )
+
+
 PRESETS: dict[str, Preset] = {
     **{f"rrdbnetx{scale}": _rrdbnet(scale) for scale in (2, 3, 4, 8)},
     **{f"rrdbnet-litex{scale}": _rrdbnet_lite(scale) for scale in (2, 3, 4, 8)},
@@ -152,5 +174,6 @@ PRESETS: dict[str, Preset] = {
     **{f"plksr-tinyx{scale}": _plksr("plksr-tiny", scale) for scale in (2, 3, 4)},
     "realplksrx4": _realplksr(4),
     **{f"spanx{scale}": _span(scale) for scale in (2, 4)},
+    **{f"harmonicx{scale}": _harmonic(scale) for scale in (1, 2, 4)},
 }
 register_presets(PRESETS)

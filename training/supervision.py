@@ -1,4 +1,4 @@
-"""What a net says besides the image, against what is known: what was drawn to degrade its input, and the clean image."""
+"""What a net says besides the image, against what is known: what was drawn for its input, and the clean image."""
 
 import math
 

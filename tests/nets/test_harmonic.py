@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from claritycore.blocks import (
     BicubicUp,
     ConvGate,
-    DeformableAttention2d,
     FreqBands,
     FreqSplit2d,
     HybridAttention,
@@ -156,7 +155,9 @@ def test_before_they_are_fused_neither_branch_learns_of_the_other(fast_path):
     def keep(name):
         def hook(module, inputs, output):
             found = output if isinstance(output, tuple) else (output,)
-            seen[name] = [x for x in itertools.chain(*map(torch.utils._pytree.tree_leaves, found)) if torch.is_tensor(x)]
+            seen[name] = [
+                x for x in itertools.chain(*map(torch.utils._pytree.tree_leaves, found)) if torch.is_tensor(x)
+            ]
 
         return hook
 

@@ -53,7 +53,8 @@ def test_plksrs_halve_their_learning_rate_when_their_authors_do(name, scale):
 
 def test_the_names():
     scales = {"rrdbnet": "2348", "rrdbnet-lite": "2348", "plksr": "234", "plksr-tiny": "234", "realplksr": "4"}
-    expected = [f"{name}x{scale}" for name, every in {**scales, "span": "24"}.items() for scale in every]
+    scales |= {"span": "24", "harmonic": "124"}
+    expected = [f"{name}x{scale}" for name, every in scales.items() for scale in every]
     assert preset_names() == list(PRESETS) == expected
 
 
