@@ -53,7 +53,8 @@ def quick_reference(*families: str) -> str:
 def config_fields(family: str) -> str:
     """The fields of a config: type, default and what its docstring says of them."""
     config = AutoConfig.from_name(family)
-    told = _arguments(type(config))
+    # What all U-Nets have stands where all U-Nets have it.
+    told = {name: text for kind in reversed(type(config).__mro__) for name, text in _arguments(kind).items()}
     return _table(
         [
             ["parameter", "type", "default", "description"],

@@ -157,9 +157,9 @@ class HARMONIC(UNet):
             given to a net without noise.
 
     Source:
-        Windows in the topology of Restormer (arXiv:2111.09881), section 3, with the overlap of HAT (arXiv:2205.04437)
-        and the large kernels of PLKSR (arXiv:2404.11848); experts by degradation as in MoCE-IR (arXiv:2411.18466).
-        How they are put together is ours.
+        Restormer (arXiv:2111.09881), section 3, for the topology; windows that overlap as in HAT (arXiv:2205.04437),
+        large kernels as in PLKSR (arXiv:2404.11848), experts by degradation as in MoCE-IR (arXiv:2411.18466). How they
+        are put together is ours.
 
     >>> config = HARMONICConfig(scale=2, embed_dim=8, depths=(1, 1), refinement=0, head_dim=4, kernel_size=5)
     >>> HARMONIC(config)(torch.zeros(1, 3, 5, 7)).shape

@@ -472,8 +472,8 @@ LEARNERS: dict[str, Callable[..., nn.Module]] = {
     ),
     # Gates that fade maps learn by heart more slowly.
     "HARMONIC": lambda **fields: small_harmonic(
-        **{"embed_dim": 16, "depths": (1, 2), "refinement": 1, "head_dim": 8, "window_size": 8},
-        **{"conv_gate": "none", "channel_attention": False, **fields},
+        **{"embed_dim": 16, "depths": (1, 2), "refinement": 1, "head_dim": 8, "window_size": 8}
+        | {"conv_gate": "none", "channel_attention": False, **fields}
     ),
 }
 
