@@ -26,7 +26,7 @@ from claritycore.blocks import (
 )
 from claritycore.deploy import restore_tiled, summarize
 from claritycore.images import psnr
-from claritycore.nets import AutoConfig, AutoModel, Aux, HARMONICConfig
+from claritycore.nets import HARMONIC, AutoConfig, AutoModel, Aux, HARMONICConfig
 from claritycore.nets.harmonic_branches import BandFusion, HARMONICContext
 from claritycore.training import supervise
 from claritycore.training.pyramid import low_pass
@@ -61,6 +61,7 @@ def test_sizes(name, parameters, fast):
     with torch.device("meta"):
         net, quick = AutoModel.from_config(config), AutoModel.from_config(AutoConfig.from_name(name, fast_path=True))
         assert tuple(net(torch.empty(1, 3, 50, 70)).shape) == (1, 3, 50, 70)
+    assert isinstance(net, HARMONIC)
     assert [sum(p.numel() for p in each.parameters()) for each in (net, quick)] == [parameters, fast]
     macs = [summarize(each, (1, 3, 64, 64)).macs for each in (net, reparameterize_model(quick.eval()))]
     assert macs[1] < 0.75 * macs[0]
