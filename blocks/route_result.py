@@ -75,7 +75,8 @@ class RouteResult:
 
     def statistics(self) -> dict[str, Tensor]:
         """All of these by name, without gradients."""
-        kept = self.probabilities.new_tensor(self.kept_share())
+        # Neither len() above nor new_tensor here: in an exported program both fix the number of regions.
+        kept = self.probabilities.new_zeros(()) + self.kept_share()
         found = {
             "load": self.load(),
             "max_violation": self.max_violation(),

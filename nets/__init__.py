@@ -3,6 +3,7 @@
 from .base import RestorationNet
 from .estimators import load_estimator, save_estimator
 from .finetuning import MatchReport, freeze, load_matching
+from .harmonic import HARMONIC, HARMONICConfig
 from .hersr import HERSR, HERSRConfig
 from .inspection import CheckpointInfo, convert_state, inspect_checkpoint
 from .output import Aux, RestorationOutput
@@ -15,6 +16,7 @@ from .swin_unet import SwinUNet, SwinUNetConfig
 from .unet import UNet, UNetConfig
 
 __all__ = [
+    "HARMONIC",
     "HERSR",
     "PLKSR",
     "SPAN",
@@ -25,6 +27,7 @@ __all__ = [
     "CheckpointInfo",
     "Conditioned",
     "Context",
+    "HARMONICConfig",
     "HERSRConfig",
     "MatchReport",
     "PLKSRConfig",

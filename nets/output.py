@@ -17,6 +17,8 @@ class Aux:
         statistics: tensors by name; no gradient is needed of them.
         degradation: what a `DegradationEstimator` of the net says of its input.
         kernels: what a `KernelPrior` of the net reconstructs (B, k, k). Training holds both against what was drawn.
+        structure: what a branch of low frequencies makes of the image alone, at half the size of the net's input.
+            Training holds it against the clean image made as small.
 
     >>> Aux({"balance": torch.tensor(0.5), "z": torch.tensor(0.25)}).total()
     tensor(0.7500)
@@ -26,6 +28,7 @@ class Aux:
     statistics: dict[str, Tensor] = field(default_factory=dict)
     degradation: DegradationEstimate | None = None
     kernels: Tensor | None = None
+    structure: Tensor | None = None
 
     def add_route(self, name: str, route: RouteResult) -> None:
         """Take in the losses and the statistics of a router, under its name in the net.

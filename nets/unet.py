@@ -143,9 +143,7 @@ class UNet(RestorationNet):
         self.tile_safe, self.receptive_radius, self.tile_multiple = self._tiling()
         if self.adds_image:
             self._start_as_image()
-        for name, part in self.named_modules():
-            if isinstance(part, Conditioned):
-                part.path = name
+        self._name_parts()
 
     def forward(
         self, image: Tensor, *, scale: int | None = None, return_aux: bool = False
@@ -200,6 +198,11 @@ class UNet(RestorationNet):
         # The pixel that a cell of the coarsest map begins with is not the pixel that asks.
         body = body._replace(receptive_radius=body.receptive_radius + self.stride - 1)
         return side_by_side(body, BicubicUp(max(self.scales)))
+
+    def _name_parts(self) -> None:
+        for name, part in self.named_modules():
+            if isinstance(part, Conditioned):
+                part.path = name
 
     @torch.no_grad()
     def _start_as_image(self) -> None:

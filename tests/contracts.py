@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from claritycore import blocks, nets
+from claritycore import blocks
 from claritycore.kernels.memory_format import in_format_of, memory_format_of
 
 Shape = tuple[int, ...]
@@ -458,56 +458,3 @@ CONTRACTS: dict[str, Contract] = {
     "SelectiveScan2d": Contract(lambda c: blocks.SelectiveScan2d(c, d_state=4), tile_safe=False, pixels=2),
     "SSMGlobalMixer": Contract(lambda c: blocks.SSMGlobalMixer(c, d_state=4, gate=0.5), tile_safe=False, pixels=2),
 }
-
-# The nets at sizes small enough to try every property, for each scale.
-NETS: dict[str, Callable[..., nn.Module]] = {
-    "PLKSR": lambda **fields: small_plksr(**fields),
-    "PLKSR dilated": lambda **fields: small_plksr(form="dilated", norm="layer", **fields),
-    "RealPLKSR": lambda **fields: small_plksr(activation="mish", norm="group", upsampler="dysample", **fields),
-    "SPAN": lambda **fields: nets.SPAN(nets.SPANConfig(**{"num_feat": 4, "num_block": 1, **fields})),
-    "RRDBNet": lambda **fields: small_rrdbnet("pixelshuffle", **fields),
-    "RRDBNet nearest+conv": lambda **fields: small_rrdbnet("nearest+conv", **fields),
-    "RRDBNet nearest+conv plain stem": lambda **fields: small_rrdbnet("nearest+conv", unshuffle_stem=False, **fields),
-    "SwinUNet": lambda **fields: small_swin_unet(**fields),
-    "SwinUNet strided": lambda **fields: small_swin_unet(
-        **{"down": "strided", "up": "pixelshuffle", "gated": True, "skip": "add", "ffn": "gated", **fields}
-    ),
-    "SwinUNet dysample": lambda **fields: small_swin_unet(
-        **{"up": "dysample", "upsampler": "dysample", "skip": "none", "residual_scale": 0.5, **fields}
-    ),
-    "HERSR": lambda **fields: small_hersr(**fields),
-    "HERSR local": lambda **fields: small_hersr(**{**LOCAL_HERSR, "kernel_size": 3, "window_size": 2, **fields}),
-}
-
-# The switches that make a HERSR see no further than its receptive radius.
-LOCAL_HERSR = {"statistics": "local", "level": "window", "split": "haar", "prompt": "generated"}
-
-
-def small_hersr(**fields) -> nets.HERSR:
-    sizes = {"widths": (4, 8), "depths": (1,), "head_dim": 4, "norm_groups": 2, "kernel_size": 5, "window_size": 4}
-    return nets.HERSR(nets.HERSRConfig(**{**sizes, **fields}))
-
-
-# The U-Nets at sizes that learn on a CPU while one waits.
-LEARNERS: dict[str, Callable[..., nn.Module]] = {
-    "SwinUNet": lambda **fields: small_swin_unet(
-        **{"embed_dim": 16, "depths": (2, 2), "refinement": 2, "window_size": 8, "ffn": "gated", **fields}
-    ),
-    "HERSR": lambda **fields: small_hersr(
-        **{"widths": (16, 32), "head_dim": 8, "norm_groups": 4, "window_size": 8, **fields}
-    ),
-}
-
-
-def small_swin_unet(**fields) -> nets.SwinUNet:
-    sizes = {"embed_dim": 8, "depths": (2, 1), "refinement": 1, "head_dim": 4, "window_size": 3}
-    return nets.SwinUNet(nets.SwinUNetConfig(**{**sizes, **fields}))
-
-
-def small_plksr(**fields) -> nets.PLKSR:
-    return nets.PLKSR(nets.PLKSRConfig(**{"num_feat": 8, "num_block": 1, "kernel_size": 5, **fields}))
-
-
-def small_rrdbnet(upsampler: str, **fields) -> nets.RRDBNet:
-    config = nets.RRDBNetConfig(**{"num_feat": 6, "num_block": 1, "num_grow_ch": 2, "upsampler": upsampler, **fields})
-    return nets.RRDBNet(config)

@@ -13,7 +13,8 @@ from torch import nn
 
 import claritycore
 from claritycore import blocks, deploy, images, kernels, nets, training
-from tests.contracts import CONTRACTS, NETS
+from tests.contracts import CONTRACTS
+from tests.small_nets import NETS
 
 ROOT = Path(claritycore.__file__).parent
 ROOMS = ("blocks", "deploy", "images", "kernels", "models", "nets", "training")

@@ -162,7 +162,7 @@ class _Run:
             clean, degraded, report = self._pair(_next(batches))
             with self.fabric.no_backward_sync(self.model.net, enabled=micro < micro_batches - 1):
                 output = self.model(degraded)
-                supervise(output.aux, report, scale=self.scale)
+                supervise(output.aux, report, scale=self.scale, clean=clean)
                 with self.fabric.autocast():
                     loss, parts = self.loss(output.image, clean, step)
                 total = loss + output.aux.total().to(loss)

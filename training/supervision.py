@@ -1,4 +1,4 @@
-"""What a net says of the degradation, against what was drawn to degrade its input."""
+"""What a net says besides the image, against what is known: what was drawn for its input, and the clean image."""
 
 import math
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..blocks import DegradationEstimate
+from ..blocks.padding import pad_to_multiple
 from ..nets import Aux
 
 Report = dict[str, Tensor]
@@ -84,14 +85,26 @@ def kernel_loss(kernels: Tensor, targets: Tensor) -> Tensor:
     return (kernels.float() - F.pad(targets.to(kernels.device).float(), (rim,) * 4)).abs().sum((1, 2)).mean()
 
 
-def supervise(aux: Aux, report: Report | None, *, scale: int = 1, weight: float = 0.1) -> None:
-    """Add the losses of what a net estimated, `aux.degradation` and `aux.kernels`, to its own.
+def structure_target(clean: Tensor, *, scale: int = 1) -> Tensor:
+    """The means of a clean image that `Aux.structure` should be: half the size of what a net of that scale gets.
+
+    >>> structure_target(torch.ones(1, 3, 12, 20), scale=2).shape
+    torch.Size([1, 3, 3, 5])
+    """
+    return F.avg_pool2d(pad_to_multiple(clean, 2 * scale), 2 * scale)
+
+
+def supervise(
+    aux: Aux, report: Report | None, *, scale: int = 1, weight: float = 0.1, clean: Tensor | None = None
+) -> None:
+    """Add the losses of what a net said, `aux.degradation`, `aux.kernels` and `aux.structure`, to its own.
 
     Args:
         aux: of a net, as `net(image, return_aux=True)` gives it.
         report: of `degrade`; None for images that came in pairs, of which nothing is known.
         scale: by which the recipe made images smaller.
         weight: of all of these losses.
+        clean: the clean images, against which the structure is held; without them it is not.
 
     >>> aux = Aux(kernels=torch.full((1, 3, 3), 1 / 9, requires_grad=True))
     >>> supervise(aux, {"order": torch.zeros(1, 1), "blur_kernel": torch.full((1, 3, 3), 1 / 9)})
@@ -107,3 +120,6 @@ def supervise(aux: Aux, report: Report | None, *, scale: int = 1, weight: float 
         drawn = (report or {}).get("blur_kernel")
         losses["kernel"] = 0 * aux.kernels.sum() if drawn is None else kernel_loss(aux.kernels, drawn)
     aux.losses |= {f"degradation.{name}": weight * loss for name, loss in losses.items()}
+    if aux.structure is not None and clean is not None:
+        error = aux.structure.float() - structure_target(clean, scale=scale)
+        aux.losses["structure"] = weight * error.abs().mean()

@@ -12,6 +12,7 @@ from ..deploy.restore import NonFiniteOutput, enlarged, restore_picture
 from ..images import Picture, psnr, rgb_to_y, ssim
 from ..images.metrics import SSIM_WINDOW
 from ..images.reading import image_size
+from ..nets import HARMONIC
 from ..nets.base import stated
 from .data import ImageFolder, check_pairs, mixed
 from .degradations import Recipe, degrade, find_recipe
@@ -19,6 +20,7 @@ from .evaluation import Evaluation, Row, Seen, add_seen
 from .frechet import patch_features, patch_places
 from .pyramid import low_pass
 from .routing import Routing, add_routing, watched_routers
+from .supervision import structure_target
 
 # What is left after so many halvings is called low-frequency: nothing finer than about 16 pixels.
 LF_LEVELS = 3
@@ -85,6 +87,8 @@ def evaluate(
       left.
     - ``input_psnr``, ``input_ssim`` and ``input_lf_psnr``: the same of the degraded image, brought to size by MATLAB's
       bicubic.
+    - ``structure_psnr``, of nets with a branch of low frequencies (`HARMONIC.structure`): the PSNR of what it makes of
+      the image alone, at half the size, to the means of the original.
     - ``lpips``, if it is given, of all pixels; the less, the more alike.
     - ``patch_fid``, if `inception` is given, of each recipe: the Frechet inception distance between the patches of
       256 x 256 pixels of all restored and all original images. Its bias grows as their number falls, so that
@@ -145,7 +149,8 @@ def evaluate(
                 routing.clear()
                 if restored.shape != clean.shape:
                     raise ValueError(f"{type(net).__name__} must enlarge by the scale that it states, {scale}")
-                rows.append(Row(number, name, recipe, scale, protocol.figures(restored, image, clean), drawn))
+                figures = protocol.figures(restored, image, clean) | _structure_figures(net, image, clean, scale)
+                rows.append(Row(number, name, recipe, scale, figures, drawn))
                 if inception is not None and patch_places(*clean.shape[2:]):
                     sums = [patch_features(inception, _rounded(x)) for x in (restored, clean)]
                     add_seen(seen, recipe, sums[0], sums[1])
@@ -200,6 +205,13 @@ def _restored(net: nn.Module, image: Tensor, name: str, tile: int | None) -> Ten
         return restore_picture(net, Picture(image), tile=tile).pixels
     except NonFiniteOutput as error:
         raise NonFiniteOutput(f"{name}: {error}") from error
+
+
+def _structure_figures(net: nn.Module, image: Tensor, clean: Tensor, scale: int) -> dict[str, float]:
+    if not isinstance(net, HARMONIC) or net.low_branch is None:
+        return {}
+    made = net.structure(image.to(next(net.parameters()))).to(clean)
+    return {"structure_psnr": psnr(made, structure_target(clean, scale=scale), depth=None).item()}
 
 
 def _numbers(images: ImageFolder, max_images: int | None, rank: int, processes: int) -> range:

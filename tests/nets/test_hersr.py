@@ -22,7 +22,7 @@ from claritycore.kernels import blur_split
 from claritycore.nets import HERSR, AutoConfig, AutoModel, Aux, HERSRConfig
 from claritycore.nets.dual_path import AtHalfSize, DualPath, SplitEntry
 from claritycore.nets.hersr_stages import HERSRContext, TextureStage
-from tests.contracts import LOCAL_HERSR, small_hersr
+from tests.small_nets import LOCAL_HERSR, small_hersr
 from tests.strategies import normal
 
 LOCAL = {**LOCAL_HERSR, "kernel_size": 3, "window_size": 2}

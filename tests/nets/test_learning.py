@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from claritycore.images import psnr
-from tests.contracts import LEARNERS
+from tests.small_nets import LEARNERS
 
 SCALES = (1, 2, 3, 4, 8)
 WAYS = list(itertools.product(("strided", "unshuffle"), ("pixelshuffle", "expand", "dysample")))

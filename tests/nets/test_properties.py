@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from claritycore.blocks import reparameterize_model
 from claritycore.nets import AutoModel, Aux, RestorationOutput, UNet
-from tests.contracts import NETS
+from tests.small_nets import NETS
 from tests.strategies import feature_maps, normal
 
 SCALES = (1, 2, 3, 4, 8)

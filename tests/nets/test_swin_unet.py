@@ -5,7 +5,7 @@ import torch
 
 from claritycore.deploy import restore_tiled
 from claritycore.nets import AutoConfig, AutoModel, SwinUNet, SwinUNetConfig
-from tests.contracts import small_swin_unet
+from tests.small_nets import small_swin_unet
 from tests.strategies import normal
 
 

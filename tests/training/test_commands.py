@@ -17,7 +17,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 
 def options_of(name: str) -> list[str]:
-    patch = {"x2": 16, "x3": 24, "x4": 32, "x8": 32}[name[-2:]]
+    patch = {"x1": 16, "x2": 16, "x3": 24, "x4": 32, "x8": 32}[name[-2:]]
+    if "harmonic" in name:
+        sizes = ["--embed-dim", "8", "--depths", "1", "1", "--head-dim", "4", "--refinement", "0"]
+        return [*sizes, *SMALL[4:], "--patch-size", str(patch)]
     kernel = ["--kernel-size", "5"] if "plksr" in name else []
     return [*SMALL, *kernel, "--patch-size", str(patch)]
 

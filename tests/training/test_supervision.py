@@ -37,7 +37,7 @@ from claritycore.training.blur_kernels import gaussian_kernels
 from claritycore.training.blur_stage import Blur
 from claritycore.training.data import mixed
 from claritycore.training.stages import Downsample, Noise
-from claritycore.training.supervision import estimate_losses, kernel_loss
+from claritycore.training.supervision import estimate_losses, kernel_loss, structure_target
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -114,6 +114,25 @@ def test_pairs_have_no_target_and_leave_a_gradient_of_zero():
     }
     aux.total().backward()
     assert not values.grad.any()
+
+
+@pytest.mark.parametrize(("scale", "size"), [(1, (8, 12)), (1, (5, 7)), (2, (6, 10)), (4, (4, 4))])
+def test_structure_is_held_against_the_means_of_the_clean_image(scale, size):
+    clean = torch.rand(2, 3, *(scale * side for side in size))
+    half = [(side + 1) // 2 for side in size]
+    structure = torch.rand(2, 3, *half, requires_grad=True)
+    aux = Aux(structure=structure)
+    supervise(aux, None, scale=scale)
+    assert aux.losses == {}
+    supervise(aux, None, scale=scale, weight=0.5, clean=clean)
+    inside = [side // 2 for side in size]  # cells that the clean image fills
+    cell = 2 * scale
+    means = clean[..., : cell * inside[0], : cell * inside[1]].unfold(2, cell, cell).unfold(3, cell, cell).mean((4, 5))
+    target = structure_target(clean, scale=scale)
+    torch.testing.assert_close(target[..., : inside[0], : inside[1]], means)
+    torch.testing.assert_close(aux.losses["structure"], 0.5 * (structure - target).abs().mean())
+    aux.total().backward()
+    assert structure.grad.all()
 
 
 class Conditioned(RestorationNet):

@@ -21,6 +21,7 @@ from claritycore.training.evaluation import Evaluation, Row
 from claritycore.training.frechet import PATCH
 from claritycore.training.stages import Downsample, Noise
 from claritycore.training.validation import cropped, evaluate
+from tests.small_nets import small_harmonic
 
 SIDES = {"cat.png": (61, 83), "deep/coffee.png": (52, 49), "astronaut.png": (48, 64)}
 
@@ -174,6 +175,23 @@ def test_low_frequencies_are_three_levels_of_the_binomial_pyramid(net, images):
     clean = cropped(images[1], 2)
     a, b = (low(luma(x)[0, 0, 2:-2, 2:-2].numpy() / 255) for x in (net(imresize(clean, 0.5)), clean))
     np.testing.assert_allclose(row.figures["lf_psnr"], -10 * np.log10(((a - b) ** 2).mean()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_structure_alone_is_measured_at_half_the_size(scale, images):
+    net = small_harmonic(scale=scale)
+    (row, *_) = evaluate(net, images, recipes=["noise25"]).rows
+    clean = cropped(images[row.number], scale)
+    made = evaluate(net, images, recipes=["clean"]).rows[row.number].figures["structure_psnr"]
+    degraded = degrade(clean, "clean", [0], scale=scale).image
+    size = [side // 2 * 2 for side in degraded.shape[2:]]
+    halves = [nn.functional.avg_pool2d(x, 2 * s) for x, s in ((degraded, 1), (clean, scale))]
+    inside = [half[..., : size[0] // 2, : size[1] // 2] for half in halves]
+    expected = psnr(inside[0], inside[1], depth=None).item()
+    # At the border of an odd side the image is mirrored: a row of many.
+    assert made == pytest.approx(expected, abs=0.3)
+    assert row.figures["structure_psnr"] < min(made, 60)
+    assert "structure_psnr" not in evaluate(small_harmonic(branches="none", scale=scale), images).rows[0].figures
 
 
 @pytest.mark.parametrize("channels", [1, 3])
