@@ -460,7 +460,16 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "SwinUNet dysample": lambda **fields: small_swin_unet(
         **{"up": "dysample", "upsampler": "dysample", "skip": "none", "residual_scale": 0.5, **fields}
     ),
+    # All four experts for every window: at near ties rounding decides on the choice.
+    "RSFMoENet": lambda **fields: small_rsfmoe(
+        **{"k": 4, "kernel_prior": True, "noise": True, "severe_blur": 1.0, "early_exit": True, **fields}
+    ),
 }
+
+
+def small_rsfmoe(**fields) -> nets.RSFMoENet:
+    sizes = {"embed_dim": 4, "depths": (1, 1), "kernel_size": 3, "d_state": 2, "head_dim": 4, "window_size": 2}
+    return nets.RSFMoENet(nets.RSFMoEConfig(**{**sizes, "moe_window": 2, "prompt_channels": 4, **fields}))
 
 
 def small_swin_unet(**fields) -> nets.SwinUNet:

@@ -145,6 +145,21 @@ def _span(scale: int) -> Preset:
     )
 
 
+def _rsfmoe(name: str, scale: int) -> Preset:
+    return Preset(
+        AutoConfig.from_name(name, scale=scale),
+        TrainingSettings(
+            steps=300_000,
+            batch_size=16,
+            patch_size=INPUT_PATCH * scale,
+            lr=3e-4,
+            loss="l1",
+            amp=True,
+            ema=True,
+        ),
+    )
+
+
 PRESETS: dict[str, Preset] = {
     **{f"rrdbnetx{scale}": _rrdbnet(scale) for scale in (2, 3, 4, 8)},
     **{f"rrdbnet-litex{scale}": _rrdbnet_lite(scale) for scale in (2, 3, 4, 8)},
@@ -152,5 +167,6 @@ PRESETS: dict[str, Preset] = {
     **{f"plksr-tinyx{scale}": _plksr("plksr-tiny", scale) for scale in (2, 3, 4)},
     "realplksrx4": _realplksr(4),
     **{f"spanx{scale}": _span(scale) for scale in (2, 4)},
+    **{f"{name}x{scale}": _rsfmoe(name, scale) for name in ("rsfmoe-tiny", "rsfmoe-base") for scale in (1, 2, 4)},
 }
 register_presets(PRESETS)

@@ -7,12 +7,15 @@ from torch.nn import functional as F
 
 from claritycore.blocks import BicubicUp
 from claritycore.images import psnr
-from tests.contracts import small_swin_unet
+from tests.contracts import small_rsfmoe, small_swin_unet
 
 # The U-Nets at sizes that learn on a CPU while one waits.
 LEARNERS = {
     "SwinUNet": lambda **fields: small_swin_unet(
         **{"embed_dim": 16, "depths": (2, 2), "head_dim": 8, "window_size": 8, **fields}
+    ),
+    "RSFMoENet": lambda **fields: small_rsfmoe(
+        **{"embed_dim": 8, "head_dim": 8, "window_size": 8, "moe_window": 8, "warm_up": 0, **fields}
     ),
 }
 DOWN, UP = ("strided", "unshuffle"), ("pixelshuffle", "expand", "dysample")
