@@ -39,7 +39,9 @@ class DeformableAttention2d(nn.Module):
     maps with sides longer than `stride`: of one sample along a side torch makes a program of its own.
 
     Shape:
-        ``(B, C, H, W)`` -> ``(B, C, H, W)``, dtype and memory format kept.
+        - x: ``(B, C, H, W)``
+        - logit_scale: ``(B, num_heads)``, by which q . k is multiplied
+        - returns: ``(B, C, H, W)``, dtype and memory format kept
 
     Args:
         channels: number of channels ``C``.
@@ -52,8 +54,8 @@ class DeformableAttention2d(nn.Module):
     Raises:
         TypeError: if the input is not floating point.
         ValueError: if a number is < 1, ``kernel_size`` is even, ``offset_range`` is not positive and finite,
-            ``channels`` is no multiple of ``num_heads`` or that none of ``groups``, or the input has another number of
-            channels.
+            ``channels`` is no multiple of ``num_heads`` or that none of ``groups``, the input has another number of
+            channels, or ``logit_scale`` another shape.
 
     Source:
         Vision Transformer with Deformable Attention (arXiv:2201.00520), section 3.2, with places in the middle of
@@ -105,13 +107,15 @@ class DeformableAttention2d(nn.Module):
         self.bias_mlp = nn.Sequential(nn.Linear(2, BIAS_WIDTH), nn.ReLU(), nn.Linear(BIAS_WIDTH, num_heads, bias=False))
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, logit_scale: Tensor | None = None) -> Tensor:
         check_feature_map(x, self.channels, self)
         q = self.proj_q(x)
         places = self._places(q)
         origin = places.new_zeros(())
         kv = self.proj_kv(bilinear_samples(x, places, origin, origin).to(x.dtype))
         (q_tokens,), (k, v) = self._tokens(q), self._tokens(kv)
+        if logit_scale is not None:
+            q_tokens = self._scaled(q_tokens, logit_scale)
         bias = self._bias(places, *x.shape[2:]).to(q.dtype)
         y = F.scaled_dot_product_attention(q_tokens, k, v, attn_mask=bias)
         # A copy, whichever kernel ran and whatever layout it left: exported, the view after it holds for all of them.
@@ -124,6 +128,13 @@ class DeformableAttention2d(nn.Module):
         pixels = channels_last(x).permute(0, 2, 3, 1).flatten(1, 2)
         parts = pixels.unflatten(2, (-1, self.num_heads, self.channels // self.num_heads))
         return parts.permute(2, 0, 3, 1, 4).unbind()
+
+    def _scaled(self, q: Tensor, logit_scale: Tensor) -> Tensor:
+        """Queries (B, heads, H W, d) times a number for each image and head."""
+        if logit_scale.shape != q.shape[:2]:
+            wanted = f"(B, num_heads) = {tuple(q.shape[:2])}"
+            raise ValueError(f"logit_scale must be {wanted}, got shape {tuple(logit_scale.shape)}")
+        return (q * logit_scale[..., None, None]).to(q.dtype)
 
     def _places(self, q: Tensor) -> Tensor:
         """Where the samples lie, in pixels: (B, 2, g, Hk, Wk), along rows of pixels and then along columns."""

@@ -40,6 +40,16 @@ class DegradationEstimate(NamedTuple):
         """Put the numbers side by side, in units in which images differ by about 1: (B, 3), for `FiLM` and routers."""
         return torch.stack([self.noise / NOISE_UNIT, self.blur / BLUR_UNIT, self.quality], dim=1)
 
+    @classmethod
+    def of_logits(cls, logits: Tensor) -> "DegradationEstimate":
+        """Make an estimate of any numbers (B, 3), such as what a layer says: two softplus, and a sigmoid.
+
+        >>> DegradationEstimate.of_logits(torch.zeros(1, 3)).quality
+        tensor([0.5000])
+        """
+        noise, blur, quality = at_least_float32(logits).unbind(1)
+        return cls(NOISE_UNIT * F.softplus(noise), BLUR_UNIT * F.softplus(blur), quality.sigmoid())
+
 
 class DegradationEstimator(nn.Module):
     r"""Estimate noise, blur and JPEG quality of images, from formulas and from what a small network sees.
@@ -103,8 +113,7 @@ class DegradationEstimator(nn.Module):
         spread = ((x - mean[..., None]).square().mean(2) + FAINTEST**2).log() / 2
         seen = torch.cat([fixed_features(image), mean, spread], dim=1)
         hidden = F.gelu(self.hidden(seen.to(self.hidden.weight.dtype)))
-        noise, blur, quality = at_least_float32(self.head(hidden)).unbind(1)
-        estimate = NOISE_UNIT * F.softplus(noise), BLUR_UNIT * F.softplus(blur), quality.sigmoid()
+        estimate = DegradationEstimate.of_logits(self.head(hidden))
         return DegradationEstimate(*(value.to(image.dtype) for value in estimate))
 
 

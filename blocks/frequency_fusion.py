@@ -1,7 +1,7 @@
 """Bands of frequencies put to use: processed apart, weighted, and added to the map that they come from."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,7 @@ class FreqSep(nn.Module):
     Shape:
         - x: ``(B, C, H, W)``
         - condition: whatever the split takes besides the map
+        - texture_condition: whatever the texture path takes besides the high frequencies
         - returns: ``(B, C, H, W)``, dtype and memory format kept
 
     Args:
@@ -123,11 +124,12 @@ class FreqSep(nn.Module):
         paths = side_by_side(structure, texture)
         self.tile_safe, self.receptive_radius, self.tile_multiple = tiling_of(self.split, paths, self.fuse)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None, texture_condition: Any = None) -> Tensor:
         check_feature_map(x, self.channels, self)
         low, high = self.split(x)[:2] if condition is None else self.split(x, condition)[:2]
         low = low if self.structure is None else self.structure(low)
-        high = high if self.texture is None else self.texture(high)
+        if self.texture is not None:
+            high = self.texture(high) if texture_condition is None else self.texture(high, texture_condition)
         check_bands((low, high), x.shape, self)
         return self.fuse(x, FreqBands(low, high))
 

@@ -14,6 +14,7 @@ from .experts import Expert, PointwiseExpert, cut
 from .moe_dispatch import (
     Assignment,
     by_choice,
+    computes_all,
     described,
     halo_of,
     masked,
@@ -38,7 +39,7 @@ class MoE2d(nn.Module):
 
     or, with a fallback, :math:`\sum_j p_j E_j(x) + (1 - \sum_j p_j) \, E_{fallback}(x)` in place of the sum: the less
     sure the router is of the experts that it chooses, the more the fallback counts. s is 1, or with the gate of a
-    router with `keep` < 1 its score, and 0 for regions that it leaves alone: these are x, and cost nothing.
+    router with `keep` < 1 or `bypass` its score, and 0 for regions that it leaves alone: these are x, and cost nothing.
 
     What a region is, is the `level`:
 
@@ -189,12 +190,6 @@ class MoE2d(nn.Module):
         return f"{self.channels}, level={self.level!r}{window}{always}"
 
 
-def computes_all(x: Tensor) -> bool:
-    """Whether every expert is computed for everything: what is chosen is not known before a program runs."""
-    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    return x.is_meta or torch.compiler.is_compiling() or tracing
-
-
 def _by_region(conditions: Sequence[Tensor], rows: int, columns: int, multiple: int) -> list[Tensor]:
     """Conditions that are maps, as means over regions."""
 
@@ -216,8 +211,9 @@ def _router(router: TopKRouter | None, k: int | None, width: int, experts: int, 
     if (router.in_channels, router.num_experts) != (width, experts):
         found = f"{router.in_channels} and {router.num_experts}"
         raise ValueError(f"router must be of {width} channels and {experts} experts at level {level!r}, got {found}")
-    if level == "image" and router.keep < 1:
-        raise ValueError(f"router must have keep = 1 at level 'image', got {router.keep}")
+    if level == "image" and router.gate is not None:
+        found = f"{router.keep} and {router.bypass}"
+        raise ValueError(f"router must have keep = 1 and bypass = 0 at level 'image', got {found}")
     return router
 
 

@@ -100,6 +100,12 @@ def masked(experts: Sequence[nn.Module], x: Tensor, assignment: Assignment, run:
     return mixed
 
 
+def computes_all(x: Tensor) -> bool:
+    """Whether every expert is computed for everything: what is chosen is not known before a program runs."""
+    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return x.is_meta or torch.compiler.is_compiling() or tracing
+
+
 def run_whole(expert: nn.Module, x: Tensor) -> Tensor:
     """Apply an expert to whole images, which it pads as it likes."""
     return expert(x)

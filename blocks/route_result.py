@@ -48,7 +48,7 @@ class RouteResult:
 
     def load(self) -> Tensor:
         """The share of each expert in all choices, ``(E,)``; zeros where no region was routed."""
-        return self.counts() / max(self.indices.numel(), 1)
+        return self.counts() / _number_of(self.indices)
 
     def max_violation(self) -> Tensor:
         """How far the busiest expert is above its even share: 0 when balanced, E - 1 when it gets everything."""
@@ -61,8 +61,25 @@ class RouteResult:
     def entropy(self) -> Tensor:
         """Mean entropy of the probabilities of a region, as a part of the largest possible: how undecided it is."""
         entropies = normalised_entropy(self.probabilities)
-        # The shape, here and below: len() fixes the number of images of an exported program.
-        return entropies.sum() / max(entropies.shape[0], 1)
+        return entropies.sum() / _number_of(entropies)
+
+    def confidence(self) -> Tensor:
+        """How sure the router is of each region of the grid, (B, h, w): 1 less the entropy, times the gate.
+
+        0 where it is undecided and where a region is left alone, 1 where one expert has all of the probability.
+
+        >>> RouteResult(torch.zeros(2, 1).long(), torch.ones(2, 1), torch.eye(2), (1, 1, 2)).confidence()
+        tensor([[[1., 1.]]])
+        """
+        images, rows, columns = self.grid
+        most = math.log(max(self.probabilities.shape[1], 2))
+        # Not torch.special.entr, whose gradient at 0 is infinite.
+        floor = torch.finfo(self.probabilities.dtype).tiny
+        sure = 1 + (self.probabilities * self.probabilities.clamp(min=floor).log()).sum(-1) / most
+        sure = sure if self.gate is None else sure * self.gate
+        if self.regions is not None:
+            sure = sure.new_zeros(images * rows * columns).index_put((self.regions,), sure)
+        return sure.view(images, rows, columns)
 
     def dead_experts(self) -> Tensor:
         """How many experts get less than a tenth of their even share."""
@@ -75,8 +92,10 @@ class RouteResult:
 
     def statistics(self) -> dict[str, Tensor]:
         """All of these by name, without gradients."""
-        # Neither len() above nor new_tensor here: in an exported program both fix the number of regions.
-        kept = self.probabilities.new_zeros(()) + self.kept_share()
+        images, rows, columns = self.grid
+        everywhere = self.probabilities.new_ones(images * rows * columns)
+        gate = self.probabilities.new_ones(self.probabilities.shape[0]) if self.gate is None else self.gate
+        kept = (gate > 0).sum() / _number_of(everywhere)
         found = {
             "load": self.load(),
             "max_violation": self.max_violation(),
@@ -109,6 +128,11 @@ def utilisation_of(counts: Tensor) -> Tensor:
     tensor(0.5000)
     """
     return normalised_entropy(counts / counts.sum().clamp(min=1))
+
+
+def _number_of(values: Tensor) -> Tensor:
+    """How many there are, and 1 for none: a tensor, since a number of Python's would be fixed in exported programs."""
+    return torch.ones_like(values, dtype=torch.float32).sum().clamp(min=1)
 
 
 def normalised_entropy(probabilities: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ..kernels.expert_routing import route_top_k
 from .checks import check_feature_map, check_positive
 from .initialisation import fill
+from .moe_dispatch import computes_all
 from .precision import at_least_float32, without_autocast
 from .processes import over_processes
 from .route_result import RouteResult, counts_of
@@ -34,7 +35,9 @@ class TopKRouter(nn.Module):
     Eval is deterministic, and whatever is chosen for a region depends on no other image of the batch.
 
     With `keep` < 1, a gate scores all regions, :math:`s = \sigma(v \cdot u + c)`; of each image the share with the
-    highest scores is routed, and weighted by s, through which the gate learns; the rest is easy, and left alone.
+    highest scores is routed, and weighted by s, through which the gate learns; the rest is easy, and left alone. With
+    `bypass` > 0 it is regions with a score below it that are left alone, however many these are: an easy image costs
+    less than a hard one. Compiled, exported or traced, these have the weight 0, and count in the losses.
 
     Logits that are NaN give weights that are NaN: what is wrong stays visible. Under
     ``torch.autograd.detect_anomaly()`` they raise at once.
@@ -50,6 +53,7 @@ class TopKRouter(nn.Module):
         k: how many of them each region goes to.
         condition_channels: length of d, 0 for none.
         keep: the share of regions, rounded up, that is routed; 1 for all, without a gate.
+        bypass: the score from which on a region is routed, less than 1; 0 for all, without a gate.
         policies: what happens besides: `RouterNoise`, `Temperature`, `WarmUp`, `SwitchBalance`, `ImportanceBalance`,
             `BiasBalance`, `ZLoss`, `EntropyLoss`, or further ones that derive from `RouterPolicy`. `WarmUp`,
             `BiasBalance` and whatever changes with the steps of the optimiser need `step` to be called after each,
@@ -57,9 +61,9 @@ class TopKRouter(nn.Module):
 
     Raises:
         TypeError: if the input is not floating point, or a policy is no `RouterPolicy`.
-        ValueError: if a number is < 1, ``k`` > ``num_experts``, ``keep`` is not above 0 and at most 1, there are two
-            policies of one kind, the input has another number of channels, or conditions have another width or shape;
-            where anomalies are detected, if a logit is NaN.
+        ValueError: if a number is < 1, ``k`` > ``num_experts``, ``keep`` is not above 0 and at most 1, ``bypass`` not
+            at least 0 and below 1, or both are given, there are two policies of one kind, the input has another number
+            of channels, or conditions have another width or shape; where anomalies are detected, if a logit is NaN.
 
     Source:
         Outrageously Large Neural Networks (arXiv:1701.06538), section 2; order of softmax and choice as in Switch
@@ -81,6 +85,7 @@ class TopKRouter(nn.Module):
         k: int = 2,
         condition_channels: int = 0,
         keep: float = 1.0,
+        bypass: float = 0.0,
         policies: Sequence[RouterPolicy] = (SwitchBalance(),),
     ) -> None:
         super().__init__()
@@ -91,13 +96,16 @@ class TopKRouter(nn.Module):
             raise ValueError(f"condition_channels must be an integer of at least 0, got {condition_channels!r}")
         if not 0 < keep <= 1:
             raise ValueError(f"keep must be above 0 and at most 1, got {keep}")
+        if not 0 <= bypass < 1 or (bypass and keep < 1):
+            raise ValueError(f"bypass must be at least 0 and below 1, and 0 with a keep, got {bypass} with {keep}")
         _check_policies(policies)
         self.in_channels, self.num_experts, self.k = in_channels, num_experts, k
-        self.condition_channels, self.keep, self.policies = condition_channels, keep, tuple(policies)
+        self.condition_channels, self.keep, self.bypass = condition_channels, keep, bypass
+        self.policies = tuple(policies)
         self.tile_safe = keep == 1
         width = in_channels + 1 + condition_channels
         self.linear = nn.Linear(width, num_experts, bias=False)
-        self.gate = nn.Linear(width, 1) if keep < 1 else None
+        self.gate = nn.Linear(width, 1) if keep < 1 or bypass else None
         self.bias_balance = next((policy for policy in self.policies if isinstance(policy, BiasBalance)), None)
         self.warm_up = next((policy.steps for policy in self.policies if isinstance(policy, WarmUp)), 0)
         counts_steps = any(policy.horizon for policy in self.policies)
@@ -147,7 +155,7 @@ class TopKRouter(nn.Module):
 
     def extra_repr(self) -> str:
         condition = f", condition_channels={self.condition_channels}" if self.condition_channels else ""
-        keep = f", keep={self.keep}" if self.keep < 1 else ""
+        keep = f", keep={self.keep}" if self.keep < 1 else f", bypass={self.bypass}" if self.bypass else ""
         policies = ", ".join(map(repr, self.policies))
         return f"{self.in_channels}, {self.num_experts}, k={self.k}{condition}{keep}, policies=({policies})"
 
@@ -169,10 +177,12 @@ class TopKRouter(nn.Module):
         return torch.cat(features, -1).flatten(0, 2)
 
     def _kept(self, features: Tensor, images: int) -> tuple[Tensor | None, Tensor | None]:
-        """Places and weights of the regions that the gate keeps, as many of each image."""
+        """Places and weights of the regions that the gate keeps: as many of each image, or those above a score."""
         if self.gate is None:
             return None, None
         weight, bias = (parameter.to(features.dtype) for parameter in (self.gate.weight, self.gate.bias))
+        if self.bypass:
+            return self._above(F.linear(features, weight, bias).flatten().sigmoid())
         scores = F.linear(features, weight, bias).view(images, features.shape[0] // max(images, 1))
         each = scores.shape[1]
         kept = (each * max(1, round(self.keep * FINENESS)) + FINENESS - 1) // FINENESS
@@ -180,6 +190,14 @@ class TopKRouter(nn.Module):
         order = scores.sort(dim=1, descending=True, stable=True).indices.narrow(1, 0, kept)
         regions = (order.sort(dim=1).values + each * torch.arange(images, device=order.device)[:, None]).flatten()
         return regions, torch.sigmoid(scores.flatten()[regions])
+
+    def _above(self, gate: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Places and weights of the regions whose gate is open; where all are computed, 0 for the others."""
+        kept = gate >= self.bypass
+        if computes_all(gate):
+            return None, torch.where(kept, gate, 0)
+        regions = kept.nonzero().flatten()
+        return regions, gate[regions]
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         k = self.num_experts if self.training and self.warming_up else self.k

@@ -16,7 +16,7 @@ from torch import nn
 from claritycore.nets import AutoConfig, AutoModel, UNet
 
 FOLDER = Path(__file__).parent / "nets"
-NETS = ("swin-unet", "hersr", "harmonic", "rrdbnet", "plksr", "span")
+NETS = ("swin-unet", "hersr", "harmonic", "rsfmoe", "rrdbnet", "plksr", "span")
 SKELETON = ("stem", "encoder", "downs", "bottleneck", "ups", "fusions", "decoder", "refinement", "head")
 COLOURS = {"stage": "#dbe9f6", "way": "#fde9d0", "end": "#e4f1df", "else": "#efe6f5"}
 SILENT = (nn.Identity, nn.Dropout)

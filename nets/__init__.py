@@ -10,6 +10,7 @@ from .output import Aux, RestorationOutput
 from .plksr import PLKSR, PLKSRConfig
 from .registry import AutoConfig, AutoModel, BaseConfig, list_models, register_config, register_presets
 from .rrdbnet import RRDBNet, RRDBNetConfig
+from .rsfmoe import RSFMoEConfig, RSFMoENet
 from .span import SPAN, SPANConfig
 from .stage import Conditioned, Context, Stage
 from .swin_unet import SwinUNet, SwinUNetConfig
@@ -33,6 +34,8 @@ __all__ = [
     "PLKSRConfig",
     "RRDBNet",
     "RRDBNetConfig",
+    "RSFMoEConfig",
+    "RSFMoENet",
     "RestorationNet",
     "RestorationOutput",
     "SPANConfig",

@@ -175,7 +175,11 @@ class UNet(RestorationNet):
         for stage, down in zip(self.encoder, self.downs, strict=True):
             skips.append(stage(x, context))
             x = down(skips[-1])
-        maps = [self.bottleneck(x, context)]
+        return self.decoded(self.bottleneck(x, context), skips, context)
+
+    def decoded(self, x: Tensor, skips: list[Tensor], context: Context) -> list[Tensor]:
+        """The maps of the decoder, the finest first, then the bottleneck's, of that and of the encoder's maps."""
+        maps = [x]
         for level in reversed(range(len(self.ups))):
             x = self.ups[level](maps[0])
             if self.fusions:

@@ -26,6 +26,10 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "HERSR local": lambda **fields: small_hersr(**{**LOCAL_HERSR, "kernel_size": 3, "window_size": 2, **fields}),
     "HARMONIC": lambda **fields: small_harmonic(**fields),
     "HARMONIC fast path": lambda **fields: small_harmonic(**{"fast_path": True, **fields}),
+    # All four experts for every window: at near ties rounding decides on the choice.
+    "RSFMoENet": lambda **fields: small_rsfmoe(
+        **{"k": 4, "kernel_prior": True, "noise": True, "severe_blur": 1.0, "early_exit": True, **fields}
+    ),
 }
 
 # The switches that make a HERSR see no further than its receptive radius.
@@ -50,6 +54,9 @@ LEARNERS: dict[str, Callable[..., nn.Module]] = {
         **{"embed_dim": 16, "depths": (1, 2), "refinement": 1, "head_dim": 8, "window_size": 8}
         | {"conv_gate": "none", "channel_attention": False, **fields}
     ),
+    "RSFMoENet": lambda **fields: small_rsfmoe(
+        **{"embed_dim": 8, "head_dim": 8, "window_size": 8, "moe_window": 8, "warm_up": 0, **fields}
+    ),
 }
 
 
@@ -70,3 +77,8 @@ def small_rrdbnet(upsampler: str, **fields) -> nets.RRDBNet:
 def small_harmonic(**fields) -> nets.HARMONIC:
     sizes = {"embed_dim": 4, "depths": (1, 1), "refinement": 0, "head_dim": 2, "window_size": 4, "global_size": 2}
     return nets.HARMONIC(nets.HARMONICConfig(**{**sizes, "kernel_size": 5, "high_depth": 1, **fields}))
+
+
+def small_rsfmoe(**fields) -> nets.RSFMoENet:
+    sizes = {"embed_dim": 4, "depths": (1, 1), "kernel_size": 3, "d_state": 2, "head_dim": 4, "window_size": 2}
+    return nets.RSFMoENet(nets.RSFMoEConfig(**{**sizes, "moe_window": 2, "prompt_channels": 4, **fields}))

@@ -216,6 +216,24 @@ def test_places_are_float32_under_half(compiled, dtype, tolerance):
         torch.testing.assert_close(y.float(), expected, rtol=0, atol=tolerance * expected.abs().max().item())
 
 
+def test_logits_may_be_scaled_from_outside():
+    torch.manual_seed(0)
+    block, x = DeformableAttention2d(8, num_heads=2, stride=2).double(), normal((2, 8, 6, 6), dtype=torch.float64)
+    assert torch.equal(block(x, torch.ones(2, 2, dtype=torch.float64)), block(x))
+    scale = torch.tensor([[2.0, 0.5], [1.0, 3.0]], dtype=torch.float64, requires_grad=True)
+    changed = block(x, scale)
+    changed.square().sum().backward()
+    assert scale.grad.abs().min() > 0
+    # Offsets start at zero: the same factor on the query's projection, head by head, is the same attention.
+    with torch.no_grad():
+        for head in range(2):
+            block.proj_q.weight[4 * head : 4 * head + 4] *= scale[0, head]
+            block.proj_q.bias[4 * head : 4 * head + 4] *= scale[0, head]
+    torch.testing.assert_close(changed[:1], block(x[:1]))
+    with pytest.raises(ValueError, match=r"logit_scale must be \(B, num_heads\) = \(2, 2\), got shape \(2, 1\)"):
+        block(x, torch.ones(2, 1))
+
+
 def test_offsets_start_at_zero():
     block = DeformableAttention2d(8, num_heads=2, stride=3)
     places = block._places(normal((1, 8, 9, 7)))

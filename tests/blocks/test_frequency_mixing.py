@@ -125,6 +125,18 @@ def test_freq_sep_hands_the_condition_on():
         block(x)
 
 
+def test_freq_sep_hands_a_condition_to_the_texture_path():
+    class Times(torch.nn.Module):
+        def forward(self, high, factor=1.0):
+            return factor * high
+
+    x, block = normal((1, 4, 6, 6)), FreqSep(4, split=FreqSplit2d(4, kind="haar"), texture=Times())
+    torch.nn.init.ones_(block.fuse.high_weight)
+    low, high = block.split(x)[:2]
+    torch.testing.assert_close(block(x, texture_condition=3.0), block.fuse(x, (low, 3 * high)))
+    torch.testing.assert_close(block(x), block.fuse(x, (low, high)))
+
+
 def test_freq_sep_composes_how_it_may_be_tiled():
     haar = FreqSplit2d(4, kind="haar")
     block = FreqSep(4, split=haar, structure=RepConv2d(4, kernel_size=9), texture=ElementwiseAttention(4))

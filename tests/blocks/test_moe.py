@@ -416,7 +416,7 @@ class Foreign(nn.Module):
         (
             {"router": TopKRouter(2 * C, 2, keep=0.5), "level": "image"},
             ValueError,
-            "router must have keep = 1 at level 'image', got 0.5",
+            "router must have keep = 1 and bypass = 0 at level 'image', got 0.5 and 0.0",
         ),
     ],
 )

@@ -119,6 +119,32 @@ def test_a_gate_keeps_the_share_with_the_highest_scores_of_each_image(keep):
     torch.testing.assert_close(route.probabilities, torch.softmax(u[expected] @ made.linear.weight.T, 1))
 
 
+@pytest.mark.parametrize("bypass", [0.3, 0.5, 0.999])
+def test_a_bypass_leaves_alone_whatever_scores_below_it(bypass):
+    made = router(bypass=bypass)
+    torch.nn.init.normal_(made.gate.weight)
+    route, every = made(X), router()
+    scores = torch.sigmoid(made._features(X, ()) @ made.gate.weight.T + made.gate.bias).flatten()
+    expected = (scores >= bypass).nonzero().flatten()
+    assert torch.equal(route.regions, expected)
+    torch.testing.assert_close(route.gate, scores[expected])
+    every.linear.load_state_dict(made.linear.state_dict())
+    torch.testing.assert_close(route.probabilities, every(X).probabilities[expected])
+    program = torch.export.export(made, (X,)).module()(X)
+    torch.testing.assert_close(program.gate, torch.where(scores >= bypass, scores, 0))
+    torch.testing.assert_close(program.statistics()["kept_share"].item(), route.kept_share())
+
+
+def test_confidence_is_what_the_entropy_leaves_times_the_gate():
+    p = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.9, 0.1]], dtype=torch.float64, requires_grad=True)
+    gate, places = torch.tensor([0.5, 0.5, 1.0], dtype=torch.float64), torch.tensor([0, 2, 3])
+    sure = RouteResult(torch.zeros(3, 1).long(), torch.ones(3, 1), p, (1, 2, 2), {}, places, gate).confidence()
+    expected = 1 + (0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / math.log(2)
+    torch.testing.assert_close(sure, torch.tensor([[[0, 0], [0.5, expected]]], dtype=torch.float64))
+    sure.sum().backward()
+    assert p.grad.isfinite().all()
+
+
 def test_a_gate_keeps_the_first_of_equal_regions():
     assert router(keep=0.2)(torch.ones(1, 6, 5, 4).double()).regions.tolist() == [0, 1, 2, 3]
 

@@ -1,0 +1,255 @@
+"""The parts of RSFMoENet that are told what the degradation is: prompt, attention, texture experts."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..blocks import (
+    DeblurExpert,
+    DegradationEstimate,
+    DenoiseExpert,
+    DetailExpert,
+    FreqSep,
+    KernelPrior,
+    LocalStatistics,
+    MoE2d,
+    NoiseField,
+    NoiseInjection,
+    PromptGenerator,
+    RouteResult,
+    SwinBlock,
+    TextureExpert,
+    TopKRouter,
+)
+from ..blocks.padding import cropped
+from ..blocks.precision import at_least_float32
+from .stage import Conditioned, Context
+
+EXPERTS = (DetailExpert, TextureExpert, DeblurExpert, DenoiseExpert)
+
+GREY_LEVELS = 255
+# Side of the windows of which the deviation is taken; those that are routed take the mean of many.
+AROUND = 3
+# Between the score of a gate and the logarithm of the deviation around a place, in grey levels.
+GATE_SLOPE, GATE_START = 2.0, -2.0
+
+
+@dataclass
+class RSFMoEContext(Context):
+    """What one pass of RSFMoENet knows besides.
+
+    Args:
+        prompt: of each image (B, D); given, or made by `DegradationPrompt`.
+        code: of the blur kernels (B, N, h, w), one for each cell of the net's stride.
+        busyness: of the padded image (B, 1, H, W), see `busyness`.
+        severity: how severe the blur is (B,), between 0 and 1.
+        noise_seed: names the noise; without one there is none in eval.
+        noise_offset: row and column of the first pixel in the whole of which the image is a tile.
+        samples: numbers of the images in the batch, where these are not all of it.
+        confidence: logits of the confidence in an early exit (B,).
+        exits: whether each image takes it (B,).
+        plain: whether all images take it.
+    """
+
+    prompt: Tensor | None = None
+    code: Tensor | None = None
+    busyness: Tensor | None = None
+    severity: Tensor | None = None
+    noise_seed: int | None = None
+    noise_offset: tuple[int, int] = (0, 0)
+    samples: Tensor | None = None
+    confidence: Tensor | None = None
+    exits: Tensor | None = None
+    plain: bool = False
+
+    def of(self, images: Tensor) -> "RSFMoEContext":
+        """What is known of these images of the batch, by number."""
+        names = ("prompt", "code", "busyness", "severity")
+        values = {name: getattr(self, name) for name in names}
+        chosen = {name: None if value is None else value[images] for name, value in values.items()}
+        return replace(self, **chosen, samples=images)
+
+    def conditions(self) -> Tensor:
+        """Prompt and mean code of each image side by side (B, D + N)."""
+        codes = [] if self.code is None else [self.code.mean((2, 3))]
+        return torch.cat([*([] if self.prompt is None else [self.prompt]), *codes], dim=1)
+
+
+def busyness(image: Tensor) -> Tensor:
+    """The logarithm of the local deviation of an image in grey levels, (B, 1, H, W): 0 where it is flat.
+
+    >>> busyness(torch.full((1, 3, 4, 4), 0.5)).abs().max()
+    tensor(0.)
+    """
+    grey = at_least_float32(image).mean(1, keepdim=True)
+    variance = LocalStatistics(AROUND)(grey)[:, 1:].expm1()
+    return 0.5 * (GREY_LEVELS**2 * variance).log1p()
+
+
+class DegradationPrompt(Conditioned):
+    """Find out what is wrong with the image and tell it by the context; the map is passed on as it is.
+
+    A prompt from the means of the map, where none is given; with a prior the code of the blur kernel, and what kernel
+    it stands for; with a severity how severe the prompt says the blur is, from 0 at so many pixels of its deviation to
+    1 at one more. Kernel and estimate go to the `Aux`, where training holds them against what was drawn.
+
+    Args:
+        channels: of the map.
+        prompt_channels: of the prompt, 0 for none.
+        prior: of the blur kernels, or None.
+        severe_blur: deviation of a blur in pixels from which on it is severe, or None.
+    """
+
+    tile_safe = False
+
+    def __init__(
+        self, channels: int, *, prompt_channels: int, prior: KernelPrior | None, severe_blur: float | None
+    ) -> None:
+        super().__init__()
+        self.generator = PromptGenerator(channels, prompt_channels) if prompt_channels else None
+        self.prior, self.severe_blur = prior, severe_blur
+        self.reading = None if severe_blur is None else nn.Linear(prompt_channels, 3)
+        # A fresh reading says the same of every image: a blur of 1.4 pixels.
+        for parameter in [] if self.reading is None else self.reading.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, context: RSFMoEContext) -> Tensor:
+        if self.generator is not None:
+            context.prompt = self._prompt(self.generator, x, context.prompt)
+        if self.prior is not None:
+            code = context.code = self.prior(x)
+            if self.prior.kernel_size is not None:
+                context.aux.kernels = self.prior.reconstruct(code)
+        if self.reading is not None and self.severe_blur is not None and context.prompt is not None:
+            estimate = DegradationEstimate.of_logits(self.reading(context.prompt))
+            context.aux.degradation = estimate
+            context.severity = (estimate.blur - self.severe_blur).clamp(0, 1)
+        return x
+
+    def _prompt(self, generator: PromptGenerator, x: Tensor, given: Tensor | None) -> Tensor:
+        if given is None:
+            return generator(x)
+        # Distributed training wants a gradient for every parameter: those of what is not used are zero.
+        return given.to(x.dtype) + (0 * generator(x) if self.training else 0)
+
+
+class SteeredBlock(Conditioned):
+    r"""A block of attention whose logits the prompt scales: :math:`\lambda = \exp(\tanh(W d))` for each head.
+
+    W starts at zero, and the scale at 1; it stays between 1 / e and e.
+
+    Args:
+        block: with an attention of `num_heads` that takes a ``logit_scale``.
+        condition_channels: of d, prompt and mean code; 0 for a block that nothing steers.
+    """
+
+    def __init__(self, block: SwinBlock, num_heads: int, *, condition_channels: int) -> None:
+        super().__init__()
+        self.block = block
+        self.steer = nn.Linear(condition_channels, num_heads, bias=False) if condition_channels else None
+        if self.steer is not None:
+            nn.init.zeros_(self.steer.weight)
+        self.tile_safe, self.receptive_radius = block.tile_safe, block.receptive_radius
+        self.tile_multiple = block.tile_multiple
+
+    def forward(self, x: Tensor, context: RSFMoEContext) -> Tensor:
+        if self.steer is None:
+            return self.block(x)
+        return self.block(x, at_least_float32(self.steer(context.conditions())).tanh().exp())
+
+
+class TextureMixture(Conditioned):
+    """Texture experts for the high frequencies: by windows, the hard ones alone, with noise where blur is severe.
+
+    The router is told the busyness of the image in each window, the code of the blur kernel, and the prompt; its gate
+    starts as one that flat windows do not pass. Noise is as strong as the router is sure, times the severity of blur.
+
+    Args:
+        channels: of the map.
+        router: of 2 C channels, told so many conditions; see `MoE2d`.
+        window_size: side of the windows.
+        stride: pixels of the image to one of the map.
+        cell: side of the cells of kernel codes in pixels of the map.
+        noise: what is added to the texture, or None.
+        layer: which of the net's noises this is.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        router: TopKRouter,
+        *,
+        window_size: int,
+        stride: int,
+        cell: int,
+        noise: NoiseInjection | None,
+        layer: int,
+    ) -> None:
+        super().__init__()
+        experts = [kind(channels) for kind in EXPERTS]
+        self.moe = MoE2d(channels, experts, level="window", window_size=window_size, router=router)
+        self.stride, self.cell, self.noise, self.layer = stride, cell, noise, layer
+        self.tile_safe, self.tile_multiple = self.moe.tile_safe, self.moe.tile_multiple
+        around = -(-(AROUND // 2) // stride)
+        self.receptive_radius = max(self.moe.receptive_radius, window_size - 1 + around)
+        self._start_gate()
+
+    def forward(self, high: Tensor, context: RSFMoEContext) -> Tensor:
+        y, route = self.moe(high, self._conditions(high, context))
+        context.aux.add_route(self.path, route)
+        if self.noise is None or context.severity is None:
+            return y
+        gate = self._confidence(route, y) * context.severity[:, None, None, None]
+        return self.noise(y, self._field(context), gate)
+
+    def _conditions(self, high: Tensor, context: RSFMoEContext) -> list[Tensor]:
+        found: list[Tensor] = []
+        if context.busyness is not None:
+            found.append(F.avg_pool2d(context.busyness, self.stride))
+        if context.code is not None:
+            found.append(_spread(context.code, self.cell))
+        return found if context.prompt is None else [*found, context.prompt]
+
+    def _confidence(self, route: RouteResult, like: Tensor) -> Tensor:
+        """How sure the router is at each pixel, (B, 1, H, W)."""
+        windows = _spread(route.confidence()[:, None], self.moe.window_size)
+        return cropped(windows, like.shape[2], like.shape[3])
+
+    def _field(self, context: RSFMoEContext) -> NoiseField | None:
+        if context.noise_seed is None:
+            return None
+        top, left = context.noise_offset
+        offset = (top // self.stride, left // self.stride)
+        return NoiseField(context.noise_seed, self.layer, context.samples, offset)
+
+    @torch.no_grad()
+    def _start_gate(self) -> None:
+        gate = self.moe.router.gate
+        if gate is not None:
+            gate.weight.zero_()
+            gate.weight[:, self.moe.router.in_channels + 1] = GATE_SLOPE  # of the first condition
+            gate.bias.fill_(GATE_START)
+
+
+class FrequencyUnit(Conditioned):
+    """A `FreqSep` whose texture path is told the context.
+
+    Args:
+        separation: with a `Conditioned` as its texture path.
+    """
+
+    def __init__(self, separation: FreqSep) -> None:
+        super().__init__()
+        self.separation = separation
+        self.tile_safe, self.receptive_radius = separation.tile_safe, separation.receptive_radius
+        self.tile_multiple = separation.tile_multiple
+
+    def forward(self, x: Tensor, context: RSFMoEContext) -> Tensor:
+        return self.separation(x, texture_condition=context)
+
+
+def _spread(cells: Tensor, side: int) -> Tensor:
+    """Give each pixel what its cell has: (B, C, h, w) -> (B, C, side h, side w)."""
+    return cells[:, :, :, None, :, None].expand(-1, -1, -1, side, -1, side).flatten(4, 5).flatten(2, 3)
