@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..blocks import NoiseField
 from ..blocks.checks import check_odd, check_positive
 from ..blocks.padding import pad_to_multiple
 from ..blocks.plk import Form
@@ -173,6 +174,7 @@ class RSFMoENet(UNet):
     Shape:
         - image: ``(B, in_channels, H, W)``, any H, W >= 1
         - prompt: ``(B, prompt_channels)``, in the place of the one that the net makes
+        - noise_seed: a number, or a `NoiseField`, which says besides where in the whole a tile begins
         - returns: ``(B, out_channels, s H, s W)``
 
     Args:
@@ -224,25 +226,14 @@ class RSFMoENet(UNet):
         image: Tensor,
         *,
         prompt: Tensor | None = None,
-        noise_seed: int | None = None,
-        noise_offset: tuple[int, int] = (0, 0),
+        noise_seed: int | NoiseField | None = None,
         scale: int | None = None,
         return_aux: bool = False,
     ) -> Tensor | RestorationOutput:
-        """Restore an image.
-
-        Args:
-            image: in [0, 1].
-            prompt: what its degradation is, in the place of what the net finds.
-            noise_seed: names the noise that is added, in eval too.
-            noise_offset: row and column of the first pixel in a larger image of which this is a tile.
-            scale: one of the net's, its own where it is not given.
-            return_aux: whether to return losses and statistics besides.
-        """
+        """Restore an image; the class says what the conditions are."""
         self._check(image, prompt, noise_seed)
-        context = RSFMoEContext(
-            self.known_scale(scale), Aux(), prompt, noise_seed=noise_seed, noise_offset=noise_offset
-        )
+        noise = NoiseField(noise_seed) if isinstance(noise_seed, int) else noise_seed
+        context = RSFMoEContext(self.known_scale(scale), Aux(), prompt, noise=noise)
         return self.restored(image, context, return_aux)
 
     def maps(self, image: Tensor, context: Context) -> list[Tensor]:
@@ -263,7 +254,7 @@ class RSFMoENet(UNet):
             context.aux.losses.update({f"exit.{name}": loss for name, loss in found.items()})
         return maps
 
-    def _check(self, image: Tensor, prompt: Tensor | None, noise_seed: int | None) -> None:
+    def _check(self, image: Tensor, prompt: Tensor | None, noise_seed: int | NoiseField | None) -> None:
         if noise_seed is not None and not self.takes_noise:
             raise ValueError("noise_seed must be None for a net without noise in its config")
         if prompt is not None and prompt.shape != (len(image), self.prompt_channels):

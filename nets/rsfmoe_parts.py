@@ -45,8 +45,7 @@ class RSFMoEContext(Context):
         code: of the blur kernels (B, N, h, w), one for each cell of the net's stride.
         busyness: of the padded image (B, 1, H, W), see `busyness`.
         severity: how severe the blur is (B,), between 0 and 1.
-        noise_seed: names the noise; without one there is none in eval.
-        noise_offset: row and column of the first pixel in the whole of which the image is a tile.
+        noise: names the noise, where the image begins in the whole; without one there is none in eval.
         samples: numbers of the images in the batch, where these are not all of it.
         confidence: logits of the confidence in an early exit (B,).
         exits: whether each image takes it (B,).
@@ -57,8 +56,7 @@ class RSFMoEContext(Context):
     code: Tensor | None = None
     busyness: Tensor | None = None
     severity: Tensor | None = None
-    noise_seed: int | None = None
-    noise_offset: tuple[int, int] = (0, 0)
+    noise: NoiseField | None = None
     samples: Tensor | None = None
     confidence: Tensor | None = None
     exits: Tensor | None = None
@@ -218,11 +216,14 @@ class TextureMixture(Conditioned):
         return cropped(windows, like.shape[2], like.shape[3])
 
     def _field(self, context: RSFMoEContext) -> NoiseField | None:
-        if context.noise_seed is None:
+        given = context.noise
+        if given is None:
             return None
-        top, left = context.noise_offset
-        offset = (top // self.stride, left // self.stride)
-        return NoiseField(context.noise_seed, self.layer, context.samples, offset)
+        offset = (given.offset[0] // self.stride, given.offset[1] // self.stride)
+        samples = given.samples if context.samples is None else context.samples
+        if given.samples is not None and context.samples is not None:
+            samples = torch.as_tensor(given.samples, device=context.samples.device)[context.samples]
+        return NoiseField(given.seed, given.layer + self.layer, samples, offset)
 
     @torch.no_grad()
     def _start_gate(self) -> None:

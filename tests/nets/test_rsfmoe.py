@@ -1,5 +1,6 @@
 """RSFMoENet: its sizes and parts, where it spends its work, what steers it, its noise and its early exit."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from claritycore.blocks import MoE2d, SSMGlobalMixer, reparameterize_model
+from claritycore.blocks import MoE2d, NoiseField, SSMGlobalMixer, reparameterize_model
 from claritycore.blocks.deformable_attention import DeformableAttention2d
 from claritycore.blocks.window_attention import WindowAttention2d
 from claritycore.deploy import flop_formulas
@@ -238,7 +239,7 @@ class TestNoise:
         tile, inside = image[..., offset:, offset:], slice(margin, margin + 8)
         with torch.no_grad():
             whole = net(image, prompt=prompt, noise_seed=3)[..., offset:, offset:][..., inside, inside]
-            equal = net(tile, prompt=prompt, noise_seed=3, noise_offset=(offset, offset))[..., inside, inside]
+            equal = net(tile, prompt=prompt, noise_seed=NoiseField(3, offset=(offset, offset)))[..., inside, inside]
             elsewhere = net(tile, prompt=prompt, noise_seed=3)[..., inside, inside]
         torch.testing.assert_close(equal, whole, rtol=0, atol=1e-12)
         assert not torch.allclose(elsewhere, whole, atol=1e-6)
@@ -353,7 +354,8 @@ def test_after_overfitting_all_experts_are_alive_and_structure_is_nearer():
     torch.manual_seed(0)
     clean = photograph(32)
     noisy = (clean + 25 / 255 * torch.randn(clean.shape)).clamp(0, 1)
-    net = trained(small_rsfmoe(embed_dim=8, head_dim=8, window_size=8, warm_up=0, depths=(1,)), noisy, clean, 60)
+    net = small_rsfmoe(embed_dim=8, head_dim=8, window_size=8, warm_up=0, depths=(1,))
+    net = trained(net, itertools.repeat((noisy, clean)), 60, 2e-3)
     with torch.no_grad():
         output = net(noisy, return_aux=True)
     dead = {key: value for key, value in output.aux.statistics.items() if key.endswith("dead_experts")}
