@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from skimage import data
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from tests.small_nets import LEARNERS
 
 SCALES = (1, 2, 3, 4, 8)
 WAYS = list(itertools.product(("strided", "unshuffle"), ("pixelshuffle", "expand", "dysample")))
-# In the ordinary run one of each; the rest of the table is slow.
+# One of each; the whole table takes a quarter of an hour.
 QUICK = [(1, "strided", "pixelshuffle"), (2, "unshuffle", "expand"), (3, "strided", "dysample")]
 ALL = [(scale, down, up) for scale in SCALES for down, up in WAYS]
 
@@ -98,9 +99,7 @@ def pattern(image: Tensor, scale: int) -> float:
     return (means.amax((2, 3)) - means.amin((2, 3))).max().item()
 
 
-@pytest.mark.parametrize(
-    ("scale", "down", "up"), [pytest.param(*row, marks=() if row in QUICK else pytest.mark.slow) for row in ALL]
-)
+@pytest.mark.parametrize(("scale", "down", "up"), ALL if settings.get_current_profile_name() == "nightly" else QUICK)
 @pytest.mark.parametrize("name", LEARNERS)
 def test_what_it_learns_is_in_place_and_has_no_pattern_of_the_scale(name, scale, down, up):
     torch.manual_seed(0)
