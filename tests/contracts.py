@@ -323,7 +323,8 @@ CONTRACTS: dict[str, Contract] = {
         **ATTENTION,
     ),
     "SwinBlock residual scale": Contract(
-        lambda c: blocks.SwinBlock(c, blocks.WindowAttention2d(c, 2, window_size=3), residual_scale=0.2), **ATTENTION
+        lambda c: blocks.SwinBlock(c, blocks.WindowAttention2d(c, 2, window_size=3, shift=1), residual_scale=0.2),
+        **ATTENTION,
     ),
     "SwinBlock post norm": Contract(
         lambda c: blocks.SwinBlock(

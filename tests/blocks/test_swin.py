@@ -120,7 +120,8 @@ def test_attention_beside_a_convolution_is_the_formula():
         (GridAttention(4, 2), None, (False, 0, 1)),
         (HybridAttention(4, 2), None, (False, 0, 1)),
         (ConvAttention(4, WindowAttention2d(4, 2)), None, (False, 7, 1)),
-        (nn.Conv2d(4, 4, 3, padding=1), None, (False, 0, 1)),
+        (nn.Conv2d(4, 4, 3, padding=1), None, (True, 1, 1)),
+        (nn.InstanceNorm2d(4), None, (False, 0, 1)),
     ],
     ids=lambda part: type(part).__name__,
 )
