@@ -144,7 +144,7 @@ def test_freq_sep_composes_how_it_may_be_tiled():
     assert not FreqSep(4).tile_safe
     assert not FreqSep(4, split=haar, structure=SpectralMix2d(4)).tile_safe
     assert not FreqSep(4, split=haar, texture=nn.InstanceNorm2d(4)).tile_safe  # it does not say
-    assert FreqSep(4, split=haar, texture=nn.Conv2d(4, 4, 5, padding=2)).receptive_radius == 1 + 2
+    assert FreqSep(4, split=haar, texture=nn.Conv2d(4, 4, 5, padding=2)).receptive_radius == 1 + 2 + 1
     attended = FreqFuse(4, gate=FrequencyCrossAttention(4, 2, window_size=6))
     assert FreqSep(4, split=FreqSplit2d(4, kind="laplacian", levels=2), fuse=attended).tile_multiple == 12
     assert (attended.tile_safe, attended.receptive_radius, attended.tile_multiple) == (True, 5, 6)
