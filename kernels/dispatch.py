@@ -15,6 +15,8 @@ Backend = Literal["auto", "triton", "torch", "reference"]
 
 VARIABLE = "CLARITYCORE_BACKEND"
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # asked once: torch.compile cannot trace the question
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -84,7 +86,7 @@ class Kernel:
             return ""
         if "triton" not in self.backends:
             return "it has no Triton form"
-        if importlib.util.find_spec("triton") is None:
+        if not HAS_TRITON:
             return "triton is not installed (torch's CUDA and ROCm wheels bring it)"
         if device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
             return ""

@@ -148,11 +148,11 @@ def _products(q, k, q_inverse, k_inverse, wide: tl.constexpr, S: tl.constexpr):
 
 
 @triton.jit
-def _bias(table, head, i, j, key_i, key_j, seen, S: tl.constexpr):
+def _bias(table, head, i, j, key_i, key_j, seen, wide: tl.constexpr, S: tl.constexpr):
     """Look up the bias of a block of queries and keys in the table, (offsets, heads)."""
     offset = (i[:, None] - key_i[None, :] + (S.key_rows - 1)) * (S.columns + S.key_columns - 1)
     offset += j[:, None] - key_j[None, :] + (S.key_columns - 1)
-    return tl.load(table + offset * S.heads + head, mask=seen, other=0.0)
+    return tl.load(table + offset * S.heads + head, mask=seen, other=0.0).to(wide)
 
 
 @triton.jit
@@ -204,7 +204,7 @@ def _forward_kernel(
         k = _read(k_map, batch, y, x, there, head, S)
         logits = factor * _products(q, k, q_inverse, _inverse_length(k, wide, EPSILON, S), wide, S)
         if table is not None:
-            logits += _bias(table, head, i, j, key_i, key_j, inside[:, None] & seen[None, :], S)
+            logits += _bias(table, head, i, j, key_i, key_j, inside[:, None] & seen[None, :], wide, S)
         logits = tl.where(seen[None, :], logits, HIDDEN)
         state = _absorb(state, logits, _read(v_map, batch, y, x, there, head, S), wide)
     if tokens is not None:

@@ -121,7 +121,7 @@ def _keys_kernel(
             valid = inside[:, None] & seen[None, :]
             logits = factor * products
             if table is not None:
-                logits += _bias(table, head, i, j, key_i, key_j, valid, S)
+                logits += _bias(table, head, i, j, key_i, key_j, valid, wide, S)
             weights, of_logits = _softmax_gradient(logits, sums, delta, grad, v, valid, wide)
             if table is not None:
                 updated = updated + (biases[queries] + of_logits,)  # noqa: RUF005
@@ -184,7 +184,7 @@ def _queries_kernel(
         logits = factor * _products(q, k, q_inverse, k_inverse, wide, S)
         valid = inside[:, None] & seen[None, :]
         if table is not None:
-            logits += _bias(table, head, i, j, key_i, key_j, valid, S)
+            logits += _bias(table, head, i, j, key_i, key_j, valid, wide, S)
         _, of_logits = _softmax_gradient(logits, sums, delta, grad, v, valid, wide)
         turned = (of_logits * k_inverse[None, :]).to(k.dtype) if S.cosine else of_logits.to(k.dtype)
         gradient += tl.dot(turned, k, input_precision="ieee", out_dtype=wide)

@@ -15,7 +15,7 @@ def attend(x: Operands, layout: Layout) -> Tensor:
     keys = pixels(rows, keys=True), pixels(columns, keys=True)
     k, v = (_windows(part.to(x.dtype), *keys, layout.num_heads) for part in x.keys_and_values.chunk(2, -1))
     seen = inside(keys[0], rows)[:, None, :, None] & inside(keys[1], columns)[None, :, None, :]
-    seen = seen.flatten(2).flatten(0, 1)  # (windows, keys)
+    seen = seen.flatten(2).flatten(0, 1).to(x.qkv.device)  # (windows, keys)
     if layout.cosine:  # before the mask: vectors of zeros have no second derivative
         q, k = (F.normalize(part, dim=-1, eps=EPSILON) for part in (q, k))
     k, v = (part.masked_fill(~seen[:, None, :, None], 0) for part in (k, v))

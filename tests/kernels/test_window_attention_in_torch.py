@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from claritycore.deploy import flop_formulas
 from claritycore.kernels import overlapping_window_attention, window_attention
 from claritycore.kernels.window_attention import KERNEL, window_attention_bytes, window_attention_flops
-from claritycore.kernels.window_attention.operands import Layout
+from claritycore.kernels.window_attention.operands import Layout, Operands
+from claritycore.kernels.window_attention.reference import attend as attend_reference
 from tests.kernels.test_selective_scan import CPU, error
 from tests.kernels.test_window_attention import TENSORS, Case, attend, pixels_seen, tensors
 
@@ -130,6 +131,14 @@ def test_it_runs_on_meta(case):
     y = attend(**{name: value.to("meta").requires_grad_() for name, value in named.items()}, **options)
     assert (y.shape, y.dtype) == ((case.batch, case.height, case.width, case.heads * case.head_dim), torch.float32)
     y.sum().backward()
+
+
+@pytest.mark.parametrize("case", EVERY, ids=str)
+def test_the_reference_makes_nothing_beside_the_device_of_the_map(case):
+    with torch.no_grad():
+        named = {name: x.to("meta") for name, x in tensors(case.inputs(dtype=torch.float32)).items()}
+        y = attend_reference(Operands(**dict.fromkeys(TENSORS) | named), layout_of(case))
+    assert (y.device.type, y.shape) == ("meta", (case.batch, case.height, case.width, case.heads * case.head_dim))
 
 
 MAPPED = [
