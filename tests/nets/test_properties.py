@@ -140,6 +140,8 @@ def test_receptive_radius_is_exact(build, scale):
 @pytest.mark.parametrize("scale", [1, 3])
 def test_compiles_and_exports(build, scale):
     net = made(build, scale=scale)
+    if isinstance(net, UNet) and scale > 1:
+        pytest.skip("the heads are those of the convolutional nets: ten seconds each would show them again")
     image = normal((1, 3, 8, 12))
     expected = net(image)
     torch._dynamo.reset()
