@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..nets import Stage
 from .settings import TrainingSettings
 from .sharding import sharded_strategy
 
@@ -69,15 +70,19 @@ def make_optimizer(net: nn.Module, settings: TrainingSettings) -> torch.optim.Op
 
 
 def checkpoint_blocks(net: nn.Module) -> None:
-    """Let each block of a net's body compute its activations anew in the backward pass.
+    """Let each block of a net's body, or of its stages, compute its activations anew in the backward pass.
 
     Raises:
-        ValueError: if the net has no `body` of blocks.
+        ValueError: if the net has neither a `body` of blocks nor a `Stage`.
     """
     body = getattr(net, "body", None)
-    if not isinstance(body, nn.Sequential | nn.ModuleList):
+    blocks = list(body) if isinstance(body, nn.Sequential | nn.ModuleList) else []
+    for stage in net.modules():
+        if isinstance(stage, Stage):
+            blocks += [block for block in stage.blocks if not isinstance(block, Stage)]
+    if not blocks:
         raise ValueError(f"{type(net).__name__} has no body of blocks, so that checkpointing has nothing to save")
-    for block in body:
+    for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 

@@ -15,12 +15,19 @@ from claritycore.training import preset_names, read_state
 SMALL = ["--num-feat", "8", "--num-block", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu", "--no-amp"]
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
+U_NETS = {
+    "swin-unet": "--embed-dim 8 --depths 1 1 --head-dim 4 --refinement 0",
+    "hersr": "--widths 4 8 --depths 1 --head-dim 4 --norm-groups 2",
+    "harmonic": "--embed-dim 8 --depths 1 1 --head-dim 4 --refinement 0",
+    "rsfmoe": "--embed-dim 8 --depths 1 --head-dim 8 --window-size 4 --moe-window 4 --kernel-size 5",
+}
+
 
 def options_of(name: str) -> list[str]:
     patch = {"x1": 16, "x2": 16, "x3": 24, "x4": 32, "x8": 32}[name[-2:]]
-    if "harmonic" in name:
-        sizes = ["--embed-dim", "8", "--depths", "1", "1", "--head-dim", "4", "--refinement", "0"]
-        return [*sizes, *SMALL[4:], "--patch-size", str(patch)]
+    for family, sizes in U_NETS.items():
+        if family in name:
+            return [*sizes.split(), *SMALL[4:], "--patch-size", str(patch)]
     kernel = ["--kernel-size", "5"] if "plksr" in name else []
     return [*SMALL, *kernel, "--patch-size", str(patch)]
 
