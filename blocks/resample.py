@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ..kernels.memory_format import in_format_of
 from .checks import check_choice, check_feature_map, check_odd, check_positive
 from .initialisation import fill
+from .padding import pad_same
 from .pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from .precision import at_least_float32
 from .sampling import bilinear_samples
@@ -107,12 +108,33 @@ class BicubicUp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, None, self)
-        if self.scale_factor == 1:
+        scale = self.scale_factor
+        if scale == 1:
             return x
-        return F.interpolate(x, scale_factor=float(self.scale_factor), mode="bicubic", align_corners=False)
+        if scale & (scale - 1) == 0:
+            return F.interpolate(x, scale_factor=float(scale), mode="bicubic", align_corners=False)
+        # In float32 torch's coordinates are exact for powers of 2 alone: by 3 they drift, and a tile is not the whole.
+        y = _by_phases(_by_phases(at_least_float32(x), 2, scale), 3, scale)
+        return in_format_of(y.to(x.dtype), x)
 
     def extra_repr(self) -> str:
         return f"scale_factor={self.scale_factor}"
+
+
+def _by_phases(x: Tensor, dim: int, scale: int) -> Tensor:
+    """Enlarge one axis by Keys' cubic: the weights of each of the `scale` places between two pixels are the same."""
+    size, reach = x.shape[dim], (2, 0) if dim == 2 else (0, 2)
+    padded = pad_same(x, reach, "replicate")
+    taps = [padded.narrow(dim, tap, size) for tap in range(5)]
+    places = [(place + 0.5) / scale - 0.5 for place in range(scale)]
+    phases = [sum(_keys(abs(tap - 2 - place)) * taps[tap] for tap in range(5)) for place in places]
+    return torch.stack(phases, dim=dim + 1).flatten(dim, dim + 1)  # pyright: ignore[reportArgumentType]
+
+
+def _keys(distance: float, a: float = -0.75) -> float:
+    if distance <= 1:
+        return (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+    return a * (distance**3 - 5 * distance**2 + 8 * distance - 4) if distance < 2 else 0.0
 
 
 class DySample(nn.Module):

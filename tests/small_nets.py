@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from claritycore import nets
@@ -82,3 +83,13 @@ def small_harmonic(**fields) -> nets.HARMONIC:
 def small_rsfmoe(**fields) -> nets.RSFMoENet:
     sizes = {"embed_dim": 4, "depths": (1, 1), "kernel_size": 3, "d_state": 2, "head_dim": 4, "window_size": 2}
     return nets.RSFMoENet(nets.RSFMoEConfig(**{**sizes, "moe_window": 2, "prompt_channels": 4, **fields}))
+
+
+def made(build, seed: int = 0, **fields):
+    """A net none of whose layers is zero, as those are that a net starts as the image by."""
+    torch.manual_seed(seed)
+    net = build(**fields).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return net

@@ -67,6 +67,13 @@ def test_bicubic_is_the_formula(x, scale):
     torch.testing.assert_close(BicubicUp(scale)(x), rows @ x @ columns.T, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("scale", [2, 3, 4, 5, 8])
+def test_bicubic_far_from_the_corner_is_as_exact_as_near_it(scale):
+    x = normal((1, 2, 3, 2000))
+    rows, columns = bicubic_matrix(3, scale), bicubic_matrix(2000, scale)
+    torch.testing.assert_close(BicubicUp(scale)(x).double(), rows @ x.double() @ columns.T, rtol=0, atol=2e-6)
+
+
 def test_bicubic_keeps_a_constant():
     x = torch.full((1, 3, 5, 7), 0.3, dtype=torch.float64)
     torch.testing.assert_close(BicubicUp(3)(x), torch.full((1, 3, 15, 21), 0.3, dtype=torch.float64))

@@ -14,15 +14,10 @@ from claritycore.blocks.padding import pad_to_multiple
 from claritycore.deploy import SelfEnsemble, restore_tiled
 from claritycore.deploy.canvas import Box, Canvas
 from claritycore.deploy.tile import exact_overlap, is_out_of_memory
-from tests.small_nets import NETS
+from tests.small_nets import NETS, made
 from tests.strategies import normal
 
 EXACT_NETS = {name: build for name, build in NETS.items() if build(scale=2).tile_safe}
-
-
-def made(build, **fields) -> nn.Module:
-    torch.manual_seed(0)
-    return build(**fields).eval()
 
 
 class Blur(nn.Module):

@@ -7,22 +7,12 @@ from hypothesis import strategies as st
 
 from claritycore.blocks import reparameterize_model
 from claritycore.nets import AutoModel, Aux, RestorationOutput, RSFMoENet, UNet
-from tests.small_nets import NETS
+from tests.small_nets import NETS, made
 from tests.strategies import feature_maps, normal
 
 SCALES = (1, 2, 3, 4, 8)
 
 pytestmark = pytest.mark.parametrize("build", NETS.values(), ids=NETS.keys())
-
-
-def made(build, seed: int = 0, **fields):
-    """A net none of whose layers is zero, as those are that a net starts as the image by."""
-    torch.manual_seed(seed)
-    net = build(**fields).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    return net
 
 
 @given(data=st.data(), scale=st.sampled_from(SCALES))
