@@ -3,6 +3,9 @@
 "reference" is the same net with each window attention written as Swin's authors do: rolled, cut into windows, masked,
 attended with the logits in memory, put back and rolled back.
 
+The hybrid nets at their tiny sizes follow: as trained, deployed, and channels last. They have no peer: no other program
+has them. RSFMoENet goes to all four experts here, since at near ties rounding would decide on the choice.
+
 python -m benchmarks.unet --plot
 """
 
@@ -13,10 +16,24 @@ from torch import Tensor, nn
 
 from claritycore.blocks import WindowAttention2d
 from claritycore.deploy import summarize
-from claritycore.nets import SwinUNet, SwinUNetConfig, UNet
+from claritycore.nets import (
+    HARMONIC,
+    HERSR,
+    HARMONICConfig,
+    HERSRConfig,
+    RSFMoEConfig,
+    RSFMoENet,
+    SwinUNet,
+    SwinUNetConfig,
+    UNet,
+)
+from claritycore.nets.harmonic import SIZES as HARMONIC_SIZES
+from claritycore.nets.hersr import SIZES as HERSR_SIZES
+from claritycore.nets.rsfmoe import SIZES as RSFMOE_SIZES
 from claritycore.nets.swin_unet import SIZES
 
 from .runner import Benchmark, Case, Work, main
+from .span_plksr import net_benchmark
 from .window_attention import shifted
 
 CASES = [{"net": "swin-unet-tiny", "size": size} for size in (256, 512, 1024)]
@@ -64,7 +81,19 @@ def channels_last(net: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda image: net(image.contiguous(memory_format=torch.channels_last)).contiguous()
 
 
-BENCHMARK = Benchmark(
+def rsfmoe(case: Case) -> RSFMoENet:
+    return RSFMoENet(RSFMoEConfig(scale=case["scale"], k=4, **RSFMOE_SIZES["rsfmoe-tiny"]))
+
+
+def hersr(case: Case) -> HERSR:
+    return HERSR(HERSRConfig(scale=case["scale"], **HERSR_SIZES["hersr-tiny"]))
+
+
+def harmonic(case: Case, *, fast_path: bool = False) -> HARMONIC:
+    return HARMONIC(HARMONICConfig(scale=case["scale"], fast_path=fast_path, **HARMONIC_SIZES["harmonic-tiny"]))
+
+
+UNET = Benchmark(
     name="unet",
     cases=CASES,
     inputs=image,
@@ -74,5 +103,13 @@ BENCHMARK = Benchmark(
     work=work,
 )
 
+BENCHMARKS = [
+    UNET,
+    net_benchmark("rsfmoe", rsfmoe, 1e-4),
+    net_benchmark("hersr", hersr, 1e-4),
+    net_benchmark("harmonic", harmonic, 1e-4),
+    net_benchmark("harmonic_fast_path", lambda case: harmonic(case, fast_path=True), 1e-4),
+]
+
 if __name__ == "__main__":
-    raise SystemExit(main(BENCHMARK))
+    raise SystemExit(main(*BENCHMARKS))

@@ -18,7 +18,7 @@ from .harmonic_branches import HARMONICContext, resized
 from .harmonic_stages import bottleneck, frequency_residual, fusion, high_branch, low_branch, window_stage
 from .output import Aux, RestorationOutput
 from .registry import register_config
-from .stage import Stage
+from .stage import Stage, noise_of
 from .unet import UNet, UNetConfig
 
 SIZES = {
@@ -210,7 +210,7 @@ class HARMONIC(UNet):
         """
         if noise_seed is not None and not self.has_noise:
             raise ValueError("noise_seed must be None for a net without noise")
-        noise = NoiseField(noise_seed) if isinstance(noise_seed, int) else noise_seed
+        noise = noise_of(noise_seed)
         return self.restored(image, HARMONICContext(self.known_scale(scale), Aux(), noise), return_aux)
 
     def structure(self, image: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from .dual_path import AtHalfSize, DualPath, SplitEntry, context_path, local_pat
 from .hersr_stages import ExpertBottleneck, HERSRContext, TextureStage
 from .output import Aux, RestorationOutput
 from .registry import register_config
-from .stage import Stage
+from .stage import Stage, noise_of
 from .unet import UNet, UNetConfig
 
 EXPERTS = ("conv", "attention", "frequency")
@@ -203,7 +203,7 @@ class HERSR(UNet):
         return_aux: bool = False,
     ) -> Tensor | RestorationOutput:
         """Restore an image; the class says what the conditions are."""
-        noise = NoiseField(noise_seed) if isinstance(noise_seed, int) else noise_seed
+        noise = noise_of(noise_seed)
         prompt = None if prompt is None else self._prompt(prompt, image)
         return self.restored(image, HERSRContext(self.known_scale(scale), Aux(), prompt, noise), return_aux)
 

@@ -16,7 +16,7 @@ from .registry import register_config
 from .rsfmoe_exit import ExitConfidence, Skippable
 from .rsfmoe_parts import EXPERTS, RSFMoEContext, busyness
 from .rsfmoe_stages import CODE_CHANNELS, bottleneck_stage, decoder_stage, degradation_prompt, encoder_stage
-from .stage import Context, Stage
+from .stage import Context, Stage, noise_of
 from .unet import UNet, UNetConfig
 
 SIZES = {
@@ -232,7 +232,7 @@ class RSFMoENet(UNet):
     ) -> Tensor | RestorationOutput:
         """Restore an image; the class says what the conditions are."""
         self._check(image, prompt, noise_seed)
-        noise = NoiseField(noise_seed) if isinstance(noise_seed, int) else noise_seed
+        noise = noise_of(noise_seed)
         context = RSFMoEContext(self.known_scale(scale), Aux(), prompt, noise=noise)
         return self.restored(image, context, return_aux)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..blocks import NoiseField
 from ..blocks.tiling import tiling_of
 from .output import Aux
 
@@ -65,3 +66,12 @@ class Stage(Conditioned):
         for block in self.blocks:
             x = block(x, context) if isinstance(block, Conditioned) else block(x)
         return x
+
+
+def noise_of(seed: int | NoiseField | None) -> NoiseField | None:
+    """What a net adds where it is asked for noise: a seed names that of a whole image.
+
+    >>> noise_of(7)
+    NoiseField(seed=7, layer=0, samples=None, offset=(0, 0))
+    """
+    return seed if seed is None or isinstance(seed, NoiseField) else NoiseField(seed)
