@@ -143,11 +143,11 @@ def test_compiles_and_exports(build, scale):
 
 def test_exports_with_any_batch_height_and_width(build):
     net = made(build, scale=4)
-    if isinstance(net, RSFMoENet):
-        pytest.xfail("guards of its program hold only for sizes near that of the example")
+    # torch takes what is 1 in its example for a constant: more than one window of experts each way there.
+    example, other = ((24, 27), (29, 22)) if isinstance(net, RSFMoENet) else ((8, 11), (13, 6))
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    program = torch.export.export(net, (normal((2, 3, 8, 11)),), dynamic_shapes={"image": sizes})
-    image = normal((3, 3, 13, 6))
+    program = torch.export.export(net, (normal((2, 3, *example)),), dynamic_shapes={"image": sizes})
+    image = normal((3, 3, *other))
     torch.testing.assert_close(program.module()(image), net(image), rtol=1e-5, atol=1e-5)
 
 
