@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
-from claritycore.nets import AutoConfig, AutoModel, UNet
+from claritycore.nets import AutoConfig, AutoModel, Stage, UNet
 
 FOLDER = Path(__file__).parent / "nets"
 NETS = ("swin-unet", "hersr", "harmonic", "rsfmoe", "rrdbnet", "plksr", "span")
@@ -28,7 +28,7 @@ def blocks(module: nn.Module) -> Iterator[str]:
     if opened or (type(module).__module__.startswith("claritycore.nets") and any(module.children())):
         for child in module.children():
             yield from blocks(child)
-    elif not isinstance(module, SILENT):
+    elif not isinstance(module, (*SILENT, Stage)):  # a stage of no blocks
         yield type(module).__name__
 
 
@@ -64,15 +64,15 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text
 
 def height(text: str) -> float:
     """Of the box that holds a text."""
-    return 0.35 + 0.17 * (text.count("\n") + 1)
+    return 0.35 + 0.24 * (text.count("\n") + 1)
 
 
 def draw_unet(axes: Axes, net: UNet) -> float:
     """Encoder down on the left, decoder up on the right; returns the height that it took."""
-    left, right, y = 0.0, 5.2, 0.0
+    left, right, y = 0.0, 5.6, 0.0
     widths = [*(down.in_channels for down in net.downs), net.ups[-1].in_channels]
     box(axes, left - 2.6, y, f"image\n{words(net.stem)}", "end")
-    ends = words(net.refinement) + ("\n" if len(net.refinement.blocks) else "") + words(net.head)
+    ends = "\n".join(filter(None, (words(net.refinement), words(net.head))))
     box(axes, right + 3.0, y, f"{ends}\n+ image" if net.adds_image else ends, "end")
     previous = None
     for level, (encoder, decoder) in enumerate(zip(net.encoder, net.decoder, strict=True)):
@@ -97,10 +97,12 @@ def draw_unet(axes: Axes, net: UNet) -> float:
     arrow(axes, (left, previous), ((left + right) / 2 - 1.2, y), words(net.downs[-1]))
     arrow(axes, ((left + right) / 2 + 1.2, y), (right, previous), words(net.ups[-1]))
     beside = [(name, part) for name, part in net.named_children() if name not in SKELETON and words(part)]
+    y -= height(bottom) / 2
     for name, part in beside:
         text = f"{name}\n{words(part)}"
-        y -= height(text) + 0.35
+        y -= height(text) / 2 + 0.35
         box(axes, (left + right) / 2, y, text, "else")
+        y -= height(text) / 2
     return -y + 0.8
 
 
@@ -129,7 +131,7 @@ def draw(name: str) -> None:
     axes.axis("off")
     deep = (draw_unet if isinstance(net, UNet) else draw_chain)(axes, net)
     if isinstance(net, UNet):
-        axes.set_xlim(-3.6, 9.6)
+        axes.set_xlim(-3.6, 10.0)
     axes.set_ylim(-deep, 0.9)
     figure.set_size_inches(9, max(1.1, 0.62 * (deep + 0.9)))
     figure.suptitle(f"{type(net).__name__} ({name}, {parameters:.2f} M parameters)", fontsize=10)
