@@ -43,5 +43,5 @@ def test_it_says_what_the_variable_does(monkeypatch, variable, backend, why):
 
 def test_it_says_that_triton_is_missing(monkeypatch):
     monkeypatch.delenv("CLARITYCORE_BACKEND", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("claritycore.kernels.dispatch.HAS_TRITON", False)
     assert "triton is not installed" in rows(diagnose())["selective_scan"][2]
