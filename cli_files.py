@@ -14,6 +14,7 @@ from .deploy import RestoreOptions, RestoreReport, restore_files
 from .deploy.export import DType, Format
 from .deploy.progress import ProgressLine, one_line
 from .nets import AutoModel, inspect_checkpoint
+from .nets.base import scales_of
 from .nets.shipped import shipped_for
 from .parsing import parse
 from .training.degrade_files import DegradeOptions, degrade_files
@@ -110,10 +111,11 @@ def _follow(given: Any, work: Callable[..., RestoreReport], done: str) -> None:
 
 
 def _load(path: str | Path, scale: int | None) -> nn.Module:
-    """Load a net, and say what its file leaves open; the scale, where it is that, is the one that was asked for."""
-    assumptions = inspect_checkpoint(path).assumptions
-    decided = scale is not None and any("scale" in clause for clause in assumptions)
-    for clause in assumptions:
+    """Load a net, and say what its file leaves open; of several scales, or an open one, take what was asked for."""
+    info = inspect_checkpoint(path)
+    several = info.config is not None and scale in scales_of(info.config)
+    decided = scale is not None and (several or any("scale" in clause for clause in info.assumptions))
+    for clause in info.assumptions:
         if not (decided and "scale" in clause):
             print(one_line(f"{path} leaves open {clause}"), file=sys.stderr)
     return AutoModel.from_pretrained(path, scale=scale) if decided else AutoModel.from_pretrained(path)

@@ -16,7 +16,7 @@ class RestoreOptions:
     """How files are restored.
 
     Args:
-        scale: what the net's scale must be; another is refused.
+        scale: what the net's scale must be, or which of several; another is refused.
         tile: largest side of a tile in input pixels; by default pictures whose result has more than 2048 x 2048 pixels
             run in tiles.
         overlap: input pixels that are read around a tile; by default the net's receptive radius, at most 64. A net that
