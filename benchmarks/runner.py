@@ -22,6 +22,7 @@ __all__ = ["Benchmark", "Work", "main"]
 
 Case = Mapping[str, Any]
 Inputs = Mapping[str, Any] | tuple[Any, ...]
+Gradients = Sequence[Tensor | None]
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 0
@@ -52,6 +53,8 @@ class Benchmark:
         tolerance: by dtype, the largest difference allowed, relative to the largest value of the reference.
         work: `work(case, dtype, backward)` counts what the floor is computed from; forward and backward together
             where `backward` is true. None: no floor.
+        compared: what of the result of a call is compared, where providers need not agree on all of it; timed is the
+            call alone.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Benchmark:
     backward: bool = False
     tolerance: Mapping[torch.dtype, float] = field(default_factory=dict)
     work: Callable[[Case, torch.dtype, bool], Work | None] = lambda case, dtype, backward: None
+    compared: Callable[[Any], Any] = lambda result: result
 
     def __post_init__(self) -> None:
         if not self.cases:
@@ -116,22 +120,23 @@ class Step:
             self.call = self.call(module)
         for _, tensor in self.wanted:
             tensor.requires_grad_(backward)
-        self.backward = backward
+        self.backward, self.compared = backward, benchmark.compared
         self.upstream: list[Tensor] | None = None
 
-    def __call__(self) -> tuple[list[Tensor], Sequence[Tensor | None]]:
+    def __call__(self, part: Callable[[Any], Any] = lambda result: result) -> tuple[list[Tensor], Gradients]:
         with torch.set_grad_enabled(self.backward):
-            outputs = leaves(self.call(*self.positional, **self.keywords))
+            outputs = leaves(part(self.call(*self.positional, **self.keywords)))
         return outputs, self._gradients(outputs) if self.backward else ()
 
     def named_results(self) -> Named:
-        """Run once from a fixed seed and name what comes out."""
+        """Run once from a fixed seed and name what comes out and is to be compared."""
         torch.manual_seed(SEED)
-        outputs, gradients = self()
+        outputs, gradients = self(self.compared)
+        self.upstream = None
         results = [(f"output {i}", output.detach()) for i, output in enumerate(outputs)]
         return results + [(f"gradient of {n}", g) for (n, _), g in zip(self.wanted, gradients, strict=self.backward)]
 
-    def _gradients(self, outputs: list[Tensor]) -> Sequence[Tensor | None]:
+    def _gradients(self, outputs: list[Tensor]) -> Gradients:
         roots = [output for output in outputs if output.requires_grad]
         if not roots:
             return [None] * len(self.wanted)

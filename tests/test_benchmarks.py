@@ -120,6 +120,26 @@ def test_a_wrong_gradient_is_refused_though_the_output_is_right(tmp_path):
     assert rows["forward+backward", "halved"]["reason"].startswith("gradient of input 0 is off by 5.0e-01")
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_what_is_compared_is_not_timed(backward, tmp_path):
+    """Of two ways to cut a map in two the sums are compared, with their gradients."""
+    calls = []
+
+    def summed(parts):
+        calls.append(parts)
+        return torch.add(*parts)
+
+    providers = {"reference": lambda x: (0.5 * x, 0.5 * x), "other": lambda x: (0.1 * x, 0.9 * x)}
+    benchmark = squares(providers=providers, compared=summed, backward=backward)
+    code, rows = run(benchmark, tmp_path)
+    assert code == 0
+    assert {row["status"] for row in rows.values()} == {"timed"}
+    assert len(calls) == 2 * (1 + backward)
+    wrong = squares(providers=providers | {"other": lambda x: (0.1 * x, x)}, compared=summed, backward=backward)
+    assert run(wrong, tmp_path)[1]["forward", "other"]["status"] == "refused"
+    assert run(squares(providers=providers), tmp_path)[1]["forward", "other"]["status"] == "refused"
+
+
 def test_a_gradient_that_is_cut_off_is_refused(tmp_path):
     benchmark = squares(providers={"reference": square, "detached": lambda x: x.detach() ** 2})
     code, rows = run(benchmark, tmp_path, "--backward")
