@@ -34,8 +34,8 @@ class Part(NamedTuple):
 
     def of(self, x: Operands) -> Operands:
         """The operands of this part."""
-        places, named = self.places(x), x._asdict()
-        return Operands(**{name: None if v is None else v[places[name]] for name, v in named.items()})
+        places, small = self.places(x), list(x._asdict().items())[1:]
+        return Operands(x.x[places["x"]], *(None if v is None else v[places[name]] for name, v in small))
 
 
 def forward(x: Operands, activation: str, gain: float, clamp: float | None) -> Tensor:
