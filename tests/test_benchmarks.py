@@ -19,7 +19,7 @@ if str(ROOT) not in sys.path:
 from benchmarks import machine, report, runner  # noqa: E402
 from benchmarks.agreement import disagreement, leaves  # noqa: E402
 from benchmarks.machine import Ceilings, Stamp, Work  # noqa: E402
-from benchmarks.report import Result  # noqa: E402
+from benchmarks.report import Result, _places, read_csv, write_csv  # noqa: E402
 from benchmarks.runner import Benchmark, main  # noqa: E402
 
 MACHINERY = {"agreement", "runner", "machine", "report"}
@@ -341,6 +341,21 @@ def test_the_plot_is_a_png(stages, tmp_path):
     main(squares(), argv=["--device", "cpu", "--plot", "--csv", str(tmp_path), *stages])
     (path,) = tmp_path.glob("*.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_can_be_drawn_later_from_the_csv(tmp_path):
+    results = [
+        Result(
+            "square", f"net=a size={size}", "forward", "reference", "timed", "", "float32", "cpu", "", 0.5, 1.0, 3, 8
+        )
+        for size in (8, 16)
+    ] + [Result("square", "net=a size=8", "forward", "other", "absent", "needs CUDA tensors", "float32", "cpu")]
+    path = tmp_path / "square.csv"
+    write_csv(results, Stamp.take(torch.device("cpu")), {}, path)
+    assert read_csv(path) == results
+    assert _places(["net=a size=8", "net=a size=16"]) == {"net=a size=8": 8, "net=a size=16": 16}
+    assert _places(["n=1 c=2", "n=2 c=3"]) == {"n=1 c=2": 0, "n=2 c=3": 1}
+    assert _places(["form=a", "form=b"]) == {"form=a": 0, "form=b": 1}
 
 
 def test_only_picks_cases_and_providers_and_keeps_the_reference(tmp_path):
