@@ -87,7 +87,7 @@ class Plan:
     case_filter: str = ""
     provider_filter: str = ""
     cases: int | None = None
-    repeats: int = 50
+    repeats: int = 50  # 0: nothing is timed
     seconds: float = 10.0  # that the repeats of one stage of one case may take
     attempts: int = 3  # at a stage of a case whose times scatter: the calmest counts
 
@@ -169,7 +169,7 @@ def main(*benchmarks: Benchmark, argv: Sequence[str] | None = None) -> int:
     print(table([row for rows in results.values() for row in rows], stamp, ceilings.measured()))
     for name, rows in results.items():
         path = (options.csv or RESULTS) / file_stem(name, options.dtype, options.device, stamp)
-        if rows and (options.csv or not options.quick):
+        if rows and (options.csv or not (options.quick or options.check)):
             write_csv(rows, stamp, ceilings.measured(), Path(f"{path}.csv"))
         if rows and options.plot:
             plot(rows, Path(f"{path}.png"))
@@ -181,10 +181,17 @@ def _compare(
 ) -> Iterator[Result]:
     stage = "forward+backward" if backward else "forward"
     progress.show(f"{benchmark.name} {label(case)}, {stage}: checking")
-    work = benchmark.work(case, plan.dtype, backward)
-    floor, bound_by = ceilings.floor(work) if work else (None, "")
     steps, verdicts = _checked(benchmark, case, plan, backward)
-    progress.show(f"{benchmark.name} {label(case)}, {stage}: timing")
+    if plan.repeats:
+        work = benchmark.work(case, plan.dtype, backward)
+        progress.show(f"{benchmark.name} {label(case)}, {stage}: timing")
+    else:
+        work, verdicts = (
+            None,
+            {n: ("agrees", "not timed") if n in steps else verdict for n, verdict in verdicts.items()},
+        )
+        steps = {}
+    floor, bound_by = ceilings.floor(work) if work else (None, "")
     peaks = {name: peak_bytes(step, plan.device) for name, step in steps.items()}
     seconds = _calmest(steps, plan)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
@@ -217,7 +224,7 @@ def _calmest(steps: Mapping[str, Step], plan: Plan) -> dict[str, list[float]]:
     def noise(times: Mapping[str, Sequence[float]]) -> float:
         return max(map(iqr_percent, times.values()), default=0)
 
-    attempts: list[dict[str, list[float]]] = []
+    attempts: list[dict[str, list[float]]] = [] if steps else [{}]
     while len(attempts) < plan.attempts and (not attempts or noise(attempts[-1]) > NOISY_PERCENT):
         attempts.append(time_in_turns(steps, plan.device, plan.repeats, plan.seconds))
     return min(attempts, key=noise)
@@ -268,6 +275,7 @@ def _options(benchmarks: Sequence[Benchmark], argv: Sequence[str] | None) -> tup
     parser.add_argument("--dtype", choices=[str(d).removeprefix("torch.") for d in TOLERANCE], default="float32")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--quick", action="store_true", help="only the smallest case, with few repeats, and no CSV")
+    parser.add_argument("--check", action="store_true", help="only whether providers agree, in the smallest case")
     parser.add_argument(
         "--backward", action=argparse.BooleanOptionalAction, help="time it too (default: as the benchmark declares)"
     )
@@ -284,6 +292,7 @@ def _options(benchmarks: Sequence[Benchmark], argv: Sequence[str] | None) -> tup
     case, _, provider = options.only.partition("/")
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     effort = {"cases": 1, "repeats": 5, "seconds": 1.0, "attempts": 1} if options.quick else {}
+    effort |= {"cases": 1, "repeats": 0} if options.check else {}
     plan = Plan(device, dtype, options.backward, case, provider, **effort)
     if not any(plan.cases_of(b) and any(provider in name for name in b.providers) for b in benchmarks):
         parser.error(f"--only {options.only}: no case and provider has that in its name")

@@ -2,6 +2,8 @@
 
 import ast
 import csv
+import re
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -319,6 +321,17 @@ def test_a_checkout_without_git_is_uncommitted(monkeypatch):
     assert machine._commit() == "uncommitted"
 
 
+def test_check_times_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "RESULTS", tmp_path)
+    monkeypatch.setattr(runner, "time_in_turns", None)
+    assert main(squares(), argv=["--device", "cpu", "--check"]) == 0
+    assert "power         agrees: not timed" in capsys.readouterr().out
+    assert (
+        main(squares(providers={"reference": square, "wrong": lambda x: x}), argv=["--device", "cpu", "--check"]) == 1
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_quick_takes_the_smallest_case_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner, "RESULTS", tmp_path)
     assert main(squares(), argv=["--device", "cpu", "--quick"]) == 0
@@ -472,8 +485,19 @@ def test_a_declaration_takes_at_most_25_lines(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", DECLARED, ids=lambda path: path.stem)
-def test_every_benchmark_agrees_and_runs_in_quick_mode(path):
-    command = [sys.executable, "-m", f"benchmarks.{path.stem}", "--quick", "--device", "cpu"]
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules.*:RuntimeWarning")
+def test_the_providers_of_every_benchmark_agree(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [path.stem, "--check", "--device", "cpu"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"benchmarks.{path.stem}", run_name="__main__")
+    printed = capsys.readouterr().out
+    assert end.value.code == 0, printed
+    assert re.search("reference +agrees: not timed", printed)
+
+
+@pytest.mark.slow
+def test_a_benchmark_runs_in_quick_mode():
+    command = [sys.executable, "-m", "benchmarks.normalization", "--quick", "--device", "cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "reference" in done.stdout
+    assert "vs reference" in done.stdout
