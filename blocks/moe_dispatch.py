@@ -164,7 +164,7 @@ def windows_of(x: Tensor, size: int, surplus: int, regions: Sequence[Tensor]) ->
 
 
 class _Windows(torch.autograd.Function):
-    """`windows_of`; autograd's own gradient of `unfold` takes three times as long, and makes a map for each who asks."""
+    """`windows_of`; autograd's own gradient takes three times as long, and makes a map for each who asks."""
 
     @staticmethod
     def forward(x: Tensor, grid: Grid, *regions: Tensor) -> tuple[Tensor, ...]:
