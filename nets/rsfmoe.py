@@ -16,7 +16,7 @@ from .registry import register_config
 from .rsfmoe_exit import ExitConfidence, Skippable
 from .rsfmoe_parts import EXPERTS, RSFMoEContext, busyness
 from .rsfmoe_stages import CODE_CHANNELS, bottleneck_stage, decoder_stage, degradation_prompt, encoder_stage
-from .stage import Context, Stage, noise_of
+from .stage import Stage, noise_of
 from .unet import UNet, UNetConfig
 
 SIZES = {
@@ -199,6 +199,8 @@ class RSFMoENet(UNet):
     (torch.Size([1, 3, 32, 48]), tensor(1.))
     """
 
+    context_type = RSFMoEContext
+
     def __init__(self, config: RSFMoEConfig | None = None) -> None:
         config = config or RSFMoEConfig()
         widths = [config.embed_dim * 2**level for level in range(len(config.depths) + 1)]
@@ -236,11 +238,9 @@ class RSFMoENet(UNet):
         context = RSFMoEContext(self.known_scale(scale), Aux(), prompt, noise=noise)
         return self.restored(image, context, return_aux)
 
-    def maps(self, image: Tensor, context: Context) -> list[Tensor]:
+    def maps(self, image: Tensor, context: RSFMoEContext) -> list[Tensor]:
         """As of every `UNet`, with a context that knows how busy the image is."""
         check_image(image, self.in_channels, self)
-        if not isinstance(context, RSFMoEContext):
-            context = RSFMoEContext(context.scale, context.aux)
         context.busyness = busyness(pad_to_multiple(image, self.stride))
         return super().maps(image, context)
 
