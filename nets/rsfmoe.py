@@ -157,6 +157,7 @@ class RSFMoENet(UNet):
         decoder stage   n x [attention + GatedFFN, PLKBlock], with `decoder_moe` FreqSep(LF, HF: experts)
 
     - Attention is left out at full resolution, in the place of a scan (``global_mixer="window"``) too.
+    - A prompt is made of what the first map tells of noise and blur, see `DegradationPrompt`.
     - Windows of the high frequencies go to k of a detail, a texture, a deblurring and a denoising expert by prompt,
       local variance and code of the blur kernel; those that a gate holds for easy go to none, at no cost. Prompt and
       code scale the logits of attention too.
@@ -166,7 +167,9 @@ class RSFMoENet(UNet):
       confident; what it is trained by lies in ``aux``. Which images do is known when it runs: compiled and exported
       programs compute all blocks for all images, and choose.
 
-    A prompt, a scan and a Fourier transform see the whole image: without these three the net is `tile_safe`.
+    A prompt, a scan and a Fourier transform see the whole image: without these three the net is `tile_safe`. For
+    runtimes that lack them there are ``global_mixer="window"``, and ``split="dct"``, "blur" or "haar".
+
     Under `torch.export` and on `meta`, where MACs are counted by `summarize`, all experts are computed for all windows:
     what an image costs in eager depends on the image. Perceptual, adversarial and frequency losses are no part of the
     net: `claritycore.training` has them.
