@@ -190,6 +190,10 @@ class TestNoise:
         torch.testing.assert_close(tile, whole, rtol=0, atol=1e-12)
         assert not torch.allclose(elsewhere, whole, atol=1e-3)
 
+    def test_a_net_without_texture_takes_no_seed(self):
+        with pytest.raises(ValueError, match="noise_seed must be None for a net without noise"):
+            small_hersr(texture=False)(normal((1, 3, 4, 4)), noise_seed=1)
+
 
 class TestExperts:
     def test_soft_routing_is_the_sum_of_all_experts_by_their_gates(self):
@@ -219,6 +223,21 @@ class TestExperts:
         assert flops[0] < flops[1] < flops[2]
         if level == "image":
             assert calls == (1, 2, 3)
+
+    def test_an_easy_image_sends_no_window_to_experts_and_costs_less(self):
+        net = made(level="window", window_size=2, bypass=0.5)
+        flat, textured = torch.full((1, 3, 16, 16), 0.5), torch.rand(1, 3, 16, 16, generator=torch.manual_seed(0))
+        kept, cost = [], []
+        for image in (flat, torch.cat([flat[..., :8], textured[..., 8:]], 3), textured):
+            kept.append(net(image, return_aux=True).aux.statistics["bottleneck.blocks.0.kept_share"].item())
+            with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter:
+                net(image)
+            cost.append(counter.get_total_flops())
+        assert kept == [0, 0.5, 1]
+        assert cost[1] - cost[0] == pytest.approx(0.5 * (cost[2] - cost[0]), rel=0.01)
+        output = net.train()(flat, return_aux=True)
+        (output.image.square().mean() + output.aux.total()).backward()
+        assert all(p.grad is not None and not p.grad.any() for p in bottleneck_of(net).moe.experts.parameters())
 
     def test_a_poisoned_expert_that_is_not_chosen_changes_nothing(self):
         net, image = made(k=1), normal((1, 3, 8, 8))
@@ -414,6 +433,8 @@ def test_it_learns_without_drift_of_low_frequencies_and_with_all_experts(run, le
         ({"experts": ("conv", "fourier")}, "experts must be one of conv, attention, frequency, got 'fourier'"),
         ({"k": 4}, "k must be None or an integer from 1 to the 3 experts, got 4"),
         ({"k": 1, "experts": ()}, "k must be None or an integer from 1 to the 0 experts, got 1"),
+        ({"bypass": 0.5}, "bypass must be at least 0 and below 1, and 0 but for experts of windows, got 0.5"),
+        ({"bypass": 1.0, "level": "window"}, "bypass must be at least 0 and below 1, and 0 but for experts of windows"),
         ({"prompt": "given", "experts": ()}, "prompt must be 'none' where there are no experts, got 'given'"),
         ({"overlap_ratio": -0.5}, "overlap_ratio must be at least 0 and finite, got -0.5"),
         ({"overlap_ratio": 0.2}, "overlap_ratio must enlarge 8 by an even number, got 0.2"),
