@@ -229,9 +229,7 @@ class FrequencyResidual(nn.Module):
         if not 0 < limit < math.inf:
             raise ValueError(f"limit must be above 0 and finite, got {limit}")
         self.split, self.limit = split, limit
-        self.fuse = FreqFuse(channels, gate=None, max_gain=max_gain)
-        nn.init.ones_(self.fuse.low_weight)
-        nn.init.ones_(self.fuse.high_weight)
+        self.fuse = opened(FreqFuse(channels, gate=None, max_gain=max_gain))
 
     def forward(self, x: Tensor, correction: Tensor, coarse: Tensor) -> Tensor:
         wide = at_least_float32(correction)
@@ -246,6 +244,19 @@ class FrequencyResidual(nn.Module):
 
     def extra_repr(self) -> str:
         return f"limit={self.limit}"
+
+
+def opened(fuse: FreqFuse) -> FreqFuse:
+    """Start both weights at 1, where `FreqFuse` starts them at 0.
+
+    The head of the net is zero at the start: behind a second zero the branches would learn nothing for long.
+
+    >>> opened(FreqFuse(2)).low_weight.data
+    tensor([1., 1.])
+    """
+    nn.init.ones_(fuse.low_weight)
+    nn.init.ones_(fuse.high_weight)
+    return fuse
 
 
 def resized(x: Tensor, factor: int, height: int, width: int) -> Tensor:

@@ -38,7 +38,7 @@ from ..blocks import (
     WindowAttention2d,
 )
 from .busyness import start_gate
-from .harmonic_branches import BandFusion, FrequencyResidual, HighBranch, LowBranch, TextureBlock
+from .harmonic_branches import BandFusion, FrequencyResidual, HighBranch, LowBranch, TextureBlock, opened
 from .stage import Stage
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ def fusion(config: "HARMONICConfig", width: int, level: int) -> BandFusion:
     if config.branches == "low":
         return BandFusion(level, SkipFusion(width), both=False)
     if config.fast_path:
-        return BandFusion(level, FreqFuse(width, max_gain=config.max_gain), both=True)
+        return BandFusion(level, opened(FreqFuse(width, max_gain=config.max_gain)), both=True)
     crossing = FrequencyCrossAttention(width, width // config.head_dim, window_size=config.window_size)
-    return BandFusion(level, FreqFuse(width, gate=crossing, max_gain=config.max_gain), both=True)
+    return BandFusion(level, opened(FreqFuse(width, gate=crossing, max_gain=config.max_gain)), both=True)
 
 
 def low_branch(config: "HARMONICConfig", widths: list[int]) -> LowBranch:

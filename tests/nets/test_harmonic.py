@@ -15,6 +15,7 @@ from claritycore.blocks import (
     ConvGate,
     FreqBands,
     FreqSplit2d,
+    HighPass,
     HybridAttention,
     ModulatedNoiseConv2d,
     MoE2d,
@@ -28,6 +29,7 @@ from claritycore.blocks import (
 from claritycore.deploy import flop_formulas, restore_tiled, summarize
 from claritycore.images import psnr
 from claritycore.nets import HARMONIC, AutoConfig, AutoModel, Aux, HARMONICConfig
+from claritycore.nets.busyness import busyness
 from claritycore.nets.harmonic_branches import BandFusion, HARMONICContext
 from claritycore.training import supervise
 from claritycore.training.pyramid import low_pass
@@ -137,12 +139,44 @@ def test_each_step_of_the_chain_adds_what_it_is_named_for():
 
 def test_each_decoder_stage_fuses_at_its_scale():
     net = made(small_harmonic, depths=(1, 1, 1))
-    assert [part.level for part in parts(net, BandFusion)] == [0, 1]
+    fusions, fused = parts(net, BandFusion), []
+    assert [part.level for part in fusions] == [0, 1]
+    for part in fusions:
+        part.fuse.register_forward_pre_hook(lambda _, inputs: fused.insert(0, inputs[1]))
     context = HARMONICContext(1, Aux())
     net.maps(normal((1, 3, 8, 12)), context)
     for maps in (context.low, context.high):
         assert [tuple(x.shape) for x in maps] == [(1, 4, 8, 12), (1, 8, 4, 6)]
     assert tuple(context.coarse.shape) == (1, 3, 4, 6)
+    for bands, low, high in zip(fused, context.low, context.high, strict=True):
+        assert bands.low is low
+        assert bands.high is high
+
+
+@pytest.mark.parametrize("fast_path", [False, True])
+def test_texture_is_made_of_the_high_frequencies_and_their_edges(fast_path):
+    net, high, seen = made(small_harmonic, fast_path=fast_path), normal((2, 3, 8, 12)), {}
+    block = net.high_branch.texture.blocks[0]
+    for name, part in {"embed": net.high_branch.embed, "noise": block.noise, "experts": block.experts}.items():
+        part.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs}))
+    net.high_branch(high, HARMONICContext(1, Aux()))
+    edges = HighPass(3, kind="sobel")(high)
+    assert torch.equal(seen["embed"][0], torch.cat([high, edges], 1))
+    means = torch.ones(2, 1) if fast_path else edges.abs().mean((2, 3))
+    torch.testing.assert_close(seen["noise"][1], means)
+    if not fast_path:
+        assert torch.equal(seen["experts"][1][0], busyness(high))
+        assert torch.equal(seen["experts"][1][1], edges)
+
+
+def test_a_scan_may_follow_the_coarsest_large_kernels_and_texture_is_added_to_the_image_last():
+    net, seen = made(small_harmonic, depths=(1, 1, 1, 1), low_ssm=True, texture_head=True), {}
+    assert [len(parts(stage, SSMGlobalMixer)) for stage in net.low_branch.stages] == [0, 1]
+    net.high_branch.register_forward_hook(lambda _, inputs, output: seen.update(high=output[0]))
+    net.texture_head.register_forward_hook(lambda _, inputs, output: seen.update(features=inputs[0], image=output))
+    restored = net(normal((1, 3, 9, 6)))
+    assert torch.equal(seen["features"], seen["high"][..., :9, :6])
+    assert torch.equal(seen["image"], restored)
 
 
 # Structure and texture
