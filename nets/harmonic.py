@@ -143,7 +143,9 @@ class HARMONIC(UNet):
     Noise is drawn in training, and in eval there is none, or that of `noise_seed`, the same for a pixel in any tile.
     With `fast_path` there are convolutions alone. Windows need no padding: those at a border are as large as the map
     lets them be. Deformable attention samples the whole of the bottleneck's map, not a neighbourhood: there it is
-    small. Losses against targets and adversaries belong to training: ``lf``, ``hf``, ``lpips``, ``hinge``, ...
+    small. As ONNX, for any height and width, the scan goes pixel by pixel, at which few runtimes are fast;
+    ``mixer="none"`` is without it. Losses against targets and adversaries belong to training: ``lf``, ``hf``,
+    ``lpips``, ``hinge``, ...
 
     Shape:
         ``(B, in_channels, H, W)`` -> ``(B, out_channels, s H, s W)``, any H, W >= 1.

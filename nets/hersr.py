@@ -146,6 +146,9 @@ class HERSR(UNet):
     Group norms, means of channels, experts of images and the style of the texture see the whole map, so tiles are not
     exact. They are with ``statistics="local", level="window"``, and no "dysample".
 
+    As ONNX it takes any height and width; for runtimes without a Fourier transform, such as TensorRT, the expert for
+    frequencies has ``frequency="dct"``.
+
     Shape:
         - image: ``(B, in_channels, H, W)``, any H, W >= 1
         - prompt: what is known of the degradation, for a net that takes it, zero where it is not given:

@@ -54,7 +54,6 @@ def parts(net: nn.Module, kind: type) -> list[nn.Module]:
         ("harmonic-tiny", 464_989, 282_909),
         ("harmonic-small", 1_857_910, 1_056_302),
         ("harmonic-base", 22_580_403, 11_373_086),
-        ("harmonic", 22_580_403, 11_373_086),
     ],
 )
 def test_sizes(name, parameters, fast):
@@ -66,6 +65,7 @@ def test_sizes(name, parameters, fast):
         assert tuple(net(torch.empty(1, 3, 50, 70)).shape) == (1, 3, 50, 70)
     assert isinstance(net, HARMONIC)
     assert [sum(p.numel() for p in each.parameters()) for each in (net, quick)] == [parameters, fast]
+    assert AutoConfig.from_name("harmonic") == AutoConfig.from_name("harmonic-base")
     macs = [summarize(each, (1, 3, 64, 64)).macs for each in (net, reparameterize_model(quick.eval()))]
     assert macs[1] < 0.75 * macs[0]
 
@@ -256,6 +256,8 @@ def test_structure_is_the_image_made_smaller_and_what_the_low_branch_adds(size):
     assert not torch.allclose(told, fresh.structure(image), atol=1e-3)
     with pytest.raises(RuntimeError, match="structure needs a net with branches, got branches='none'"):
         small_harmonic(branches="none").structure(image)
+    with pytest.raises(ValueError, match="HARMONIC takes images"):
+        net.structure(image[:, :2])
 
 
 # Hard regions
@@ -465,6 +467,16 @@ def test_half_precision_makes_the_same_corrections(fields, dtype, tolerance):
 
 
 # What it learns
+
+
+@pytest.mark.parametrize("fast_path", [False, True])
+def test_both_branches_learn_as_soon_as_the_head_does(fast_path):
+    torch.manual_seed(0)
+    net = small_harmonic(fast_path=fast_path)
+    nn.init.normal_(net.head.conv.weight)
+    net(normal((1, 3, 8, 12))).square().mean().backward()
+    for branch in (net.low_branch, net.high_branch):
+        assert branch.embed.proj.weight.grad.any()
 
 
 def test_experts_stay_alive_and_low_frequencies_do_not_drift():

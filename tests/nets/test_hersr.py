@@ -56,13 +56,14 @@ def entry_of(net: HERSR) -> SplitEntry:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("hersr-tiny", 501_197), ("hersr-small", 2_701_663), ("hersr-base", 20_408_675), ("hersr", 20_408_675)],
+    [("hersr-tiny", 501_197), ("hersr-small", 2_701_663), ("hersr-base", 20_408_675)],
 )
 def test_sizes(name, parameters):
     with torch.device("meta"):
         net = AutoModel.from_config(AutoConfig.from_name(name))
         assert tuple(net(torch.empty(1, 3, 50, 70)).shape) == (1, 3, 50, 70)
     assert sum(p.numel() for p in net.parameters()) == parameters
+    assert AutoConfig.from_name("hersr") == AutoConfig.from_name("hersr-base")
 
 
 class TestTheFigure:
