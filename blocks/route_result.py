@@ -71,15 +71,21 @@ class RouteResult:
         >>> RouteResult(torch.zeros(2, 1).long(), torch.ones(2, 1), torch.eye(2), (1, 1, 2)).confidence()
         tensor([[[1., 1.]]])
         """
-        images, rows, columns = self.grid
         most = math.log(max(self.probabilities.shape[1], 2))
         # Not torch.special.entr, whose gradient at 0 is infinite.
         floor = torch.finfo(self.probabilities.dtype).tiny
-        sure = 1 + (self.probabilities * self.probabilities.clamp(min=floor).log()).sum(-1) / most
-        sure = sure if self.gate is None else sure * self.gate
-        if self.regions is not None:
-            sure = sure.new_zeros(images * rows * columns).index_put((self.regions,), sure)
-        return sure.view(images, rows, columns)
+        return self._gated(1 + (self.probabilities * self.probabilities.clamp(min=floor).log()).sum(-1) / most)
+
+    def share(self, expert: int) -> Tensor:
+        """How probable the router finds an expert in each region of the grid, (B, h, w), times the gate.
+
+        0 where a region is left alone.
+
+        >>> kept, gate = torch.tensor([1]), torch.tensor([0.5])
+        >>> RouteResult(kept[:, None], torch.ones(1, 1), torch.eye(2)[:1], (1, 1, 2), {}, kept, gate).share(0)
+        tensor([[[0.0000, 0.5000]]])
+        """
+        return self._gated(self.probabilities[:, expert])
 
     def dead_experts(self) -> Tensor:
         """How many experts get less than a tenth of their even share."""
@@ -105,6 +111,14 @@ class RouteResult:
             "kept_share": kept,
         }
         return {name: value.detach() for name, value in found.items()}
+
+    def _gated(self, values: Tensor) -> Tensor:
+        """Values of the routed regions, times the gate, as those of the grid: 0 for regions that are left alone."""
+        images, rows, columns = self.grid
+        values = values if self.gate is None else values * self.gate
+        if self.regions is not None:
+            values = values.new_zeros(images * rows * columns).index_put((self.regions,), values)
+        return values.view(images, rows, columns)
 
 
 # Programs that are exported return it too.

@@ -10,16 +10,16 @@ from torch.nn import functional as F
 
 from ..blocks import BicubicUp, FreqSplit2d, NoiseField, TextureHead
 from ..blocks.checks import check_odd, check_positive
-from ..blocks.multi_scale import DownForm
 from ..blocks.padding import cropped, pad_to_multiple
 from ..blocks.tiling import Tiling, side_by_side, tiling_of
 from .base import check_image
 from .harmonic_branches import HARMONICContext, resized
-from .harmonic_stages import bottleneck, frequency_residual, fusion, high_branch, low_branch, window_stage
+from .harmonic_stages import EXPERTS, bottleneck, frequency_residual, fusion, high_branch, low_branch, window_stage
 from .output import Aux, RestorationOutput
 from .registry import register_config
 from .stage import Stage, noise_of
-from .unet import UNet, UNetConfig
+from .unet import UNet
+from .windowed import WindowedConfig
 
 SIZES = {
     "harmonic-tiny": {"embed_dim": 16, "depths": (1, 1, 2), "refinement": 1, "head_dim": 8, "high_depth": 1},
@@ -30,15 +30,10 @@ SIZES = {
 
 @register_config("harmonic", sizes=SIZES)
 @dataclass(frozen=True)
-class HARMONICConfig(UNetConfig):
-    """Sizes and parts of a HARMONIC, besides what all U-Nets have; the default is the base size.
+class HARMONICConfig(WindowedConfig):
+    """Sizes and parts of a HARMONIC, besides what all U-Nets of windows have; the default is the base size.
 
     Args:
-        embed_dim: channels of the finest stage; each coarser one has twice as many.
-        depths: window blocks of each stage, the finest first; the last is the bottleneck's.
-        refinement: window blocks after the decoder, at the finest scale.
-        head_dim: channels of an attention head, a divisor of `embed_dim`.
-        window_size: side of the windows, in pixels of each stage; every other block shifts them by half.
         overlap_ratio: by which the keys of the overlapping block of each stage reach further; 0 for no such block.
         ffn_expansion: hidden channels of the gated feed-forward networks, in multiples of the stage's.
         conv_gate: whether a gated convolution stands before ("pre") or after ("post") the attention of each stage.
@@ -56,6 +51,7 @@ class HARMONICConfig(UNetConfig):
         moe: whether they are of experts.
         moe_level: what is routed: "token", pixels to pointwise experts, or "window", windows to spatial ones.
         top_k: of four experts that each is routed to.
+        bypass: score of a pixel, or window, from which on it is hard enough for experts; 0 for all.
         noise: whether texture has noise.
         noise_clamp: the largest magnitude of noise.
         max_gain: bound of the weight of high frequencies, in every fusion.
@@ -72,13 +68,10 @@ class HARMONICConfig(UNetConfig):
     (2, 2, 4, 4)
     """
 
-    down: DownForm = "unshuffle"
-    gated: bool = False
     embed_dim: int = 48
     depths: tuple[int, ...] = (2, 2, 4, 4)
     refinement: int = 2
     head_dim: int = 16
-    window_size: int = 8
     overlap_ratio: float = 0.5
     ffn_expansion: float = 2.0
     conv_gate: Literal["pre", "post", "none"] = "post"
@@ -96,6 +89,7 @@ class HARMONICConfig(UNetConfig):
     moe: bool = True
     moe_level: Literal["token", "window"] = "token"
     top_k: int = 2
+    bypass: float = 0.5
     noise: bool = True
     noise_clamp: float = 3.0
     max_gain: float = 1.0
@@ -105,19 +99,19 @@ class HARMONICConfig(UNetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("embed_dim", "head_dim", "window_size", "low_depth", "high_depth", "top_k")
-        check_positive(**{name: getattr(self, name) for name in counts})
+        check_positive(low_depth=self.low_depth, high_depth=self.high_depth, top_k=self.top_k)
         check_odd(kernel_size=self.kernel_size)
-        if len(self.depths) < 2 or any(
-            type(depth) is not int or depth < 0 for depth in (*self.depths, self.refinement)
-        ):
-            given = f"{self.depths} and {self.refinement}"
-            raise ValueError(f"depths, of two or more, and refinement must be integers of at least 0, got {given}")
-        if self.embed_dim % self.head_dim or self.embed_dim % 2:
-            raise ValueError(f"embed_dim must be even and a multiple of head_dim {self.head_dim}, got {self.embed_dim}")
+        if len(self.depths) < 2:
+            raise ValueError(f"depths must be of two stages or more, got {self.depths}")
+        if self.embed_dim % 2:
+            raise ValueError(f"embed_dim must be even, got {self.embed_dim}")
         for name in ("ffn_expansion", "noise_clamp", "max_gain", "high_limit"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        if self.top_k > EXPERTS:
+            raise ValueError(f"top_k must be at most the {EXPERTS} experts, got {self.top_k}")
+        if not 0 <= self.bypass < 1:
+            raise ValueError(f"bypass must be at least 0 and below 1, got {self.bypass}")
         if self.texture_head and self.branches != "both":
             raise ValueError(f"branches must be 'both' for a texture_head, got {self.branches!r}")
 
@@ -141,9 +135,17 @@ class HARMONIC(UNet):
     learns of the other before the decoder: there, at each scale, they attend to each other and are added to its map.
     What the head makes is split again, so that :math:`y = x + w_l L + w_h H` with bounded H (`FrequencyResidual`).
 
+    Pixels, or windows, of the high frequencies go to k of four experts, for noise, blur, compression and texture, and
+    to a deterministic one, by their edges and how busy they are. Of pixels these are networks of one form, which
+    training sets apart; with ``moe_level="window"`` each has a form of its own. What a gate finds easy, as all of a
+    flat image, goes to none, gets no noise, and costs nothing; compiled, exported and on `meta`, all is computed.
+
     Noise is drawn in training, and in eval there is none, or that of `noise_seed`, the same for a pixel in any tile.
     With `fast_path` there are convolutions alone. Windows need no padding: those at a border are as large as the map
-    lets them be. Losses against targets and adversaries belong to training: ``lf``, ``hf``, ``lpips``, ``hinge``, ...
+    lets them be. Deformable attention samples the whole of the bottleneck's map, not a neighbourhood: there it is
+    small. As ONNX, for any height and width, the scan goes pixel by pixel, at which few runtimes are fast;
+    ``mixer="none"`` is without it. Losses against targets and adversaries belong to training: ``lf``, ``hf``,
+    ``lpips``, ``hinge``, ...
 
     Shape:
         ``(B, in_channels, H, W)`` -> ``(B, out_channels, s H, s W)``, any H, W >= 1.
@@ -170,16 +172,16 @@ class HARMONIC(UNet):
 
     def __init__(self, config: HARMONICConfig | None = None) -> None:
         config = config or HARMONICConfig()
-        widths = [config.embed_dim * 2**level for level in range(len(config.depths))]
-        sizes = list(zip(widths, config.depths, strict=True))
+        widths = [width for width, _ in config.stages]
+        *outer, coarsest = config.stages
         has_low, has_high = config.branches != "none", config.branches == "both"
         fusions = [[fusion(config, width, level)] if has_low else [] for level, width in enumerate(widths[:-1])]
         super().__init__(
             config,
             widths=widths,
-            encoder=[window_stage(config, width, depth) for width, depth in sizes[:-1]],
-            bottleneck=bottleneck(config, *sizes[-1]),
-            decoder=[Stage(*fused, window_stage(config, *size)) for fused, size in zip(fusions, sizes, strict=False)],
+            encoder=[window_stage(config, *stage) for stage in outer],
+            bottleneck=bottleneck(config, *coarsest),
+            decoder=[Stage(*fused, window_stage(config, *stage)) for fused, stage in zip(fusions, outer, strict=True)],
             refinement=window_stage(config, config.embed_dim, config.refinement),
         )
         self.texture_layer = config.high_depth  # the noise after those of the blocks
@@ -208,9 +210,7 @@ class HARMONIC(UNet):
             scale: one of the net's, its own where it is not given.
             return_aux: whether losses and statistics of the routers, and the structure, come with the image.
         """
-        if noise_seed is not None and not self.has_noise:
-            raise ValueError("noise_seed must be None for a net without noise")
-        noise = noise_of(noise_seed)
+        noise = noise_of(noise_seed, has_noise=self.has_noise)
         return self.restored(image, HARMONICContext(self.known_scale(scale), Aux(), noise), return_aux)
 
     def structure(self, image: Tensor) -> Tensor:
@@ -218,9 +218,11 @@ class HARMONIC(UNet):
 
         Raises:
             RuntimeError: if the net has no such branch.
+            TypeError, ValueError: if the image is not one that the net takes.
         """
         if self.split is None or self.low_branch is None:
             raise RuntimeError("structure needs a net with branches, got branches='none'")
+        check_image(image, self.in_channels, self)
         padded = pad_to_multiple(image, self.stride)
         return self._structure(image, padded, self.low_branch(self.split(padded).low)[1])
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -23,10 +22,10 @@ from ..blocks import (
     OverlapPatchEmbed,
     RouteResult,
 )
-from ..blocks.multi_scale import DownForm, UpForm
 from ..blocks.padding import cropped
 from ..blocks.precision import at_least_float32
 from ..blocks.tiling import Tiling, tiling_of
+from .busyness import busyness
 from .stage import Conditioned, Context, Stage
 
 TEXTURE = 3
@@ -42,7 +41,8 @@ class HARMONICContext(Context):
         low: maps of the branch of low frequencies, the finest first.
         high: maps of the branch of high frequencies, the finest first.
         coarse: what the branch of low frequencies adds to the image, at half its size.
-        edges: of the high frequencies, in the size of the image.
+        busyness: of the high frequencies (B, 1, H, W), in the size of the image.
+        edges: of them likewise.
         style: what modulates the convolutions of texture.
     """
 
@@ -50,6 +50,7 @@ class HARMONICContext(Context):
     low: tuple[Tensor, ...] = ()
     high: tuple[Tensor, ...] = ()
     coarse: Tensor | None = None
+    busyness: Tensor | None = None
     edges: Tensor | None = None
     style: Tensor | None = None
 
@@ -70,11 +71,10 @@ class LowBranch(nn.Module):
     Args:
         in_channels: of the low frequencies of an image.
         out_channels: of what is added.
-        widths: channels of each map, the finest first.
+        widths: channels of the two finest maps.
+        downs: the ways from each map to the next, the finest first.
         stages: of every map but the first, a module each.
-        down: form of `MSGDown`.
-        up: form of `MSGUp`.
-        gated: whether gated convolutions follow the ways.
+        up: the way from the second map to the first.
     """
 
     def __init__(
@@ -82,18 +82,14 @@ class LowBranch(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
-        widths: Sequence[int],
+        widths: tuple[int, int],
+        downs: Sequence[MSGDown],
         stages: Sequence[nn.Module],
-        down: DownForm,
-        up: UpForm,
-        gated: bool,
+        up: MSGUp,
     ) -> None:
         super().__init__()
         self.embed = OverlapPatchEmbed(in_channels, widths[0])
-        steps = pairwise(widths)
-        self.downs = nn.ModuleList(MSGDown(fine, wide, form=down, gated=gated) for fine, wide in steps)
-        self.stages = nn.ModuleList(stages)
-        self.up = MSGUp(widths[1], widths[0], form=up, gated=gated)
+        self.downs, self.stages, self.up = nn.ModuleList(downs), nn.ModuleList(stages), up
         self.to_image = nn.Conv2d(widths[1], out_channels, 3, padding=1)
         for parameter in self.to_image.parameters():
             nn.init.zeros_(parameter)
@@ -119,31 +115,28 @@ class HighBranch(nn.Module):
 
     Args:
         in_channels: of the high frequencies of an image.
-        widths: channels of each map, the finest first.
+        width: channels of the finest map.
         edges: from the high frequencies to as many maps of edges.
         texture: blocks at full size.
+        downs: the ways from each map to the next, the finest first.
         style: "edges", the means of their magnitudes, or "constant", which tiles have in common.
-        down: form of `MSGDown`.
-        gated: whether gated convolutions follow the ways.
     """
 
     def __init__(
         self,
         in_channels: int,
+        width: int,
         *,
-        widths: Sequence[int],
         edges: HighPass,
         texture: Stage,
+        downs: Sequence[MSGDown],
         style: Literal["edges", "constant"],
-        down: DownForm,
-        gated: bool,
     ) -> None:
         super().__init__()
         self.style = style
         self.edges, self.texture = edges, texture
-        self.embed = OverlapPatchEmbed(2 * in_channels, widths[0])
-        steps = pairwise(widths)
-        self.downs = nn.ModuleList(MSGDown(fine, wide, form=down, gated=gated) for fine, wide in steps)
+        self.embed = OverlapPatchEmbed(2 * in_channels, width)
+        self.downs = nn.ModuleList(downs)
         ways = [tiling_of(way).times(2**level) for level, way in enumerate(self.downs)]
         own = tiling_of(self.edges, self.embed, self.texture, *ways)
         self.tile_safe = own.tile_safe and style == "constant"
@@ -152,7 +145,7 @@ class HighBranch(nn.Module):
     def forward(self, high: Tensor, context: HARMONICContext) -> tuple[Tensor, ...]:
         edges = self.edges(high)
         magnitudes = at_least_float32(edges).abs().mean((2, 3))
-        context.edges = edges
+        context.edges, context.busyness = edges, busyness(high)
         context.style = magnitudes if self.style == "edges" else torch.ones_like(magnitudes[:, :1])
         maps = [self.texture(self.embed(torch.cat([high, edges], dim=1)), context)]
         for down in self.downs:
@@ -163,12 +156,13 @@ class HighBranch(nn.Module):
 class TextureBlock(Conditioned):
     r"""Experts, then a modulated convolution with noise, which the share of the texture expert lets through.
 
-    :math:`y = M(x, e)`, then :math:`z = y + W \, \mathrm{ModNoiseConv}(y, v; p_3 n)` with edges e, style v, noise n and
-    the probability :math:`p_3` that the router gives the expert for texture, 1 where there is no router.
+    :math:`y = M(x, e)`, then :math:`z = y + W \, \mathrm{ModNoiseConv}(y, v; s p_3 n)` with edges e, style v, noise n,
+    the probability :math:`p_3` that the router gives the expert for texture, and the score s of its gate, 0 for what is
+    easy; both are 1 where there is no router.
 
     Args:
         channels: of the map.
-        experts: M: a `MoE2d` whose router takes the edges, or one module, whose result is added to x.
+        experts: M: a `MoE2d` whose router takes busyness and edges, or one module, whose result is added to x.
         noise: the convolution; None for none.
         layer: which of the net's noises this is.
     """
@@ -184,7 +178,7 @@ class TextureBlock(Conditioned):
     def forward(self, x: Tensor, context: HARMONICContext) -> Tensor:
         gate = None
         if isinstance(self.experts, MoE2d):
-            x, route = self.experts(x, [context.edges])
+            x, route = self.experts(x, [context.busyness, context.edges])
             context.aux.add_route(self.path, route)
             gate = _share_of_texture(route, self.experts, x)
         else:
@@ -235,9 +229,7 @@ class FrequencyResidual(nn.Module):
         if not 0 < limit < math.inf:
             raise ValueError(f"limit must be above 0 and finite, got {limit}")
         self.split, self.limit = split, limit
-        self.fuse = FreqFuse(channels, gate=None, max_gain=max_gain)
-        nn.init.ones_(self.fuse.low_weight)
-        nn.init.ones_(self.fuse.high_weight)
+        self.fuse = opened(FreqFuse(channels, gate=None, max_gain=max_gain))
 
     def forward(self, x: Tensor, correction: Tensor, coarse: Tensor) -> Tensor:
         wide = at_least_float32(correction)
@@ -254,6 +246,19 @@ class FrequencyResidual(nn.Module):
         return f"limit={self.limit}"
 
 
+def opened(fuse: FreqFuse) -> FreqFuse:
+    """Start both weights at 1, where `FreqFuse` starts them at 0.
+
+    The head of the net is zero at the start: behind a second zero the branches would learn nothing for long.
+
+    >>> opened(FreqFuse(2)).low_weight.data
+    tensor([1., 1.])
+    """
+    nn.init.ones_(fuse.low_weight)
+    nn.init.ones_(fuse.high_weight)
+    return fuse
+
+
 def resized(x: Tensor, factor: int, height: int, width: int) -> Tensor:
     """Enlarge a map bilinearly, and keep its first rows and columns.
 
@@ -267,9 +272,8 @@ def resized(x: Tensor, factor: int, height: int, width: int) -> Tensor:
 
 
 def _share_of_texture(route: RouteResult, experts: MoE2d, x: Tensor) -> Tensor:
-    """How probable the router finds the expert for texture, at each pixel: (B, 1, H, W)."""
-    images, rows, columns = route.grid
-    share = route.probabilities[:, TEXTURE].reshape(images, 1, rows, columns)
+    """How probable the router finds the expert for texture, at each pixel: (B, 1, H, W), 0 at easy ones."""
+    share = route.share(TEXTURE)[:, None]
     if experts.level == "window":
         share = share.repeat_interleave(experts.window_size, 2).repeat_interleave(experts.window_size, 3)
     return cropped(share, x.shape[2], x.shape[3])

@@ -1,5 +1,6 @@
 """The stages and the branches of HARMONIC, from its config."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -22,6 +23,8 @@ from ..blocks import (
     HybridAttention,
     ModulatedNoiseConv2d,
     MoE2d,
+    MSGDown,
+    MSGUp,
     OverlappingCrossAttention,
     PartialLargeKernelConv,
     PLKBlock,
@@ -34,7 +37,8 @@ from ..blocks import (
     TopKRouter,
     WindowAttention2d,
 )
-from .harmonic_branches import BandFusion, FrequencyResidual, HighBranch, LowBranch, TextureBlock
+from .busyness import start_gate
+from .harmonic_branches import BandFusion, FrequencyResidual, HighBranch, LowBranch, TextureBlock, opened
 from .stage import Stage
 
 if TYPE_CHECKING:
@@ -42,6 +46,10 @@ if TYPE_CHECKING:
 
 # Weights of the losses that keep experts in use, and their router decided.
 BALANCE, ENTROPY = 0.01, 0.001
+
+EXPERTS = 4
+# Pixels between the places that deformable attention samples: with one for each, all would attend to all.
+SAMPLING = 4
 
 
 def window_stage(config: "HARMONICConfig", width: int, depth: int) -> Stage:
@@ -75,7 +83,8 @@ def bottleneck(config: "HARMONICConfig", width: int, depth: int) -> Stage:
         if config.mixer == "ssm":
             blocks.append(SSMGlobalMixer(width, gate=0.01))
         elif config.mixer == "deformable":
-            blocks.append(_block(config, width, DeformableAttention2d(width, num_heads=heads)))
+            deformable = DeformableAttention2d(width, num_heads=heads, stride=SAMPLING)
+            blocks.append(_block(config, width, deformable))
     return Stage(*blocks)
 
 
@@ -84,22 +93,21 @@ def fusion(config: "HARMONICConfig", width: int, level: int) -> BandFusion:
     if config.branches == "low":
         return BandFusion(level, SkipFusion(width), both=False)
     if config.fast_path:
-        return BandFusion(level, FreqFuse(width, max_gain=config.max_gain), both=True)
+        return BandFusion(level, opened(FreqFuse(width, max_gain=config.max_gain)), both=True)
     crossing = FrequencyCrossAttention(width, width // config.head_dim, window_size=config.window_size)
-    return BandFusion(level, FreqFuse(width, gate=crossing, max_gain=config.max_gain), both=True)
+    return BandFusion(level, opened(FreqFuse(width, gate=crossing, max_gain=config.max_gain)), both=True)
 
 
 def low_branch(config: "HARMONICConfig", widths: list[int]) -> LowBranch:
     """Of the scales that decoders have, and of half the size at least."""
-    coarse = widths[1 : max(2, len(widths) - 1)]
+    fine, *coarse = widths[: max(2, len(widths) - 1)]
     return LowBranch(
         config.in_channels,
         config.out_channels,
-        widths=[widths[0], *coarse],
+        widths=(fine, coarse[0]),
+        downs=_ways_down(config, [fine, *coarse]),
         stages=[_structure_stage(config, width, last=width == coarse[-1]) for width in coarse],
-        down=config.down,
-        up=config.up,
-        gated=config.gated,
+        up=MSGUp(coarse[0], fine, form=config.up, gated=config.gated),
     )
 
 
@@ -107,12 +115,11 @@ def high_branch(config: "HARMONICConfig", widths: list[int]) -> HighBranch:
     """Modulated by its edges, but on the fast path, where tiles are to be exact."""
     return HighBranch(
         config.in_channels,
-        widths=widths,
+        widths[0],
         edges=HighPass(config.in_channels, kind=config.edges),
         texture=_texture_stage(config, widths[0]),
+        downs=_ways_down(config, widths),
         style="constant" if config.fast_path else "edges",
-        down=config.down,
-        gated=config.gated,
     )
 
 
@@ -120,6 +127,10 @@ def frequency_residual(config: "HARMONICConfig") -> FrequencyResidual:
     """What adds the correction to the image."""
     split = FreqSplit2d(config.out_channels, kind=config.split)
     return FrequencyResidual(config.out_channels, split=split, max_gain=config.max_gain, limit=config.high_limit)
+
+
+def _ways_down(config: "HARMONICConfig", widths: list[int]) -> list[MSGDown]:
+    return [MSGDown(fine, wide, form=config.down, gated=config.gated) for fine, wide in pairwise(widths)]
 
 
 def _structure_stage(config: "HARMONICConfig", width: int, *, last: bool) -> Stage:
@@ -143,18 +154,30 @@ def _texture_stage(config: "HARMONICConfig", width: int) -> Stage:
 
 
 def _experts(config: "HARMONICConfig", width: int) -> MoE2d:
-    """Four experts, of noise, blur, compression and texture, and a deterministic one for what the router doubts."""
-    policies = SwitchBalance(BALANCE), EntropyLoss(ENTROPY, diversity=ENTROPY)
-    conditions = {"k": config.top_k, "condition_channels": config.in_channels, "policies": policies}
-    if config.moe_level == "token":
-        experts = [PointwiseExpert(width) for _ in range(4)]
-        return MoE2d(width, experts, router=TopKRouter(width, 4, **conditions), fallback=PointwiseExpert(width))
+    """Four experts, of noise, blur, compression and texture, and a deterministic one for what the router doubts.
+
+    The router is told how busy and how steep the high frequencies are; its gate starts as one that flat regions do not
+    pass.
+    """
+    by_token = config.moe_level == "token"
+    router = TopKRouter(
+        width if by_token else 2 * width,
+        EXPERTS,
+        k=config.top_k,
+        condition_channels=1 + config.in_channels,
+        bypass=config.bypass,
+        policies=(SwitchBalance(BALANCE), EntropyLoss(ENTROPY, diversity=ENTROPY)),
+    )
+    start_gate(router)
+    if by_token:
+        experts = [PointwiseExpert(width) for _ in range(EXPERTS)]
+        return MoE2d(width, experts, router=router, fallback=PointwiseExpert(width))
     return MoE2d(
         width,
         [DenoiseExpert(width), DeblurExpert(width), ArtifactExpert(width), TextureExpert(width)],
         level="window",
         window_size=config.window_size,
-        router=TopKRouter(2 * width, 4, **conditions),
+        router=router,
         fallback=ConvExpert(width),
     )
 

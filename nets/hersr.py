@@ -7,30 +7,16 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..blocks import (
-    AttentionExpert,
-    ConvExpert,
-    FiLM,
-    FreqSep,
-    FreqSplit2d,
-    FrequencyExpert,
-    ImportanceBalance,
-    MoE2d,
-    NoiseField,
-    PartialLargeKernelConv,
-    PromptGenerator,
-    SpectralMix2d,
-    SwitchBalance,
-    TopKRouter,
-)
+from ..blocks import NoiseField
 from ..blocks.checks import check_choice, check_odd, check_positive
 from ..blocks.padding import pad_to_multiple
 from ..blocks.plk import Form
-from .dual_path import AtHalfSize, DualPath, SplitEntry, context_path, local_path
-from .hersr_stages import ExpertBottleneck, HERSRContext, TextureStage
+from .base import check_image
+from .busyness import busyness
+from .hersr_stages import HERSRContext, TextureStage, bottleneck, decoder_stage, encoder_stage
 from .output import Aux, RestorationOutput
 from .registry import register_config
-from .stage import Stage, noise_of
+from .stage import noise_of
 from .unet import UNet, UNetConfig
 
 EXPERTS = ("conv", "attention", "frequency")
@@ -66,6 +52,7 @@ class HERSRConfig(UNetConfig):
             bottleneck that passes on its map.
         level: what an expert is chosen for: each "image", or each "window".
         k: how many experts each goes to; None for all of them, weighted.
+        bypass: score of a window from which on it is hard enough for experts, with the level "window"; 0 for all.
         frequency: how the frequency expert of images transforms: "fft" the whole map, "dct" each window, as that of
             windows always does.
         balance: weight of the loss that keeps all experts in use.
@@ -96,6 +83,7 @@ class HERSRConfig(UNetConfig):
     experts: tuple[str, ...] = EXPERTS
     level: Literal["image", "window"] = "image"
     k: int | None = None
+    bypass: float = 0.0
     frequency: Literal["fft", "dct"] = "fft"
     balance: float = 0.01
     prompt: Literal["none", "generated", "given"] = "none"
@@ -117,6 +105,9 @@ class HERSRConfig(UNetConfig):
             raise ValueError(f"widths must be multiples of 4, head_dim and norm_groups, {multiple}, got {self.widths}")
         if self.k is not None and not (type(self.k) is int and 1 <= self.k <= len(self.experts)):
             raise ValueError(f"k must be None or an integer from 1 to the {len(self.experts)} experts, got {self.k!r}")
+        if not 0 <= self.bypass < 1 or (self.bypass and not (self.experts and self.level == "window")):
+            wanted = "at least 0 and below 1, and 0 but for experts of windows"
+            raise ValueError(f"bypass must be {wanted}, got {self.bypass}")
         if self.prompt != "none" and not self.experts:
             raise ValueError(f"prompt must be 'none' where there are no experts, got {self.prompt!r}")
         for name, least in (("overlap_ratio", 0), ("balance", 0), ("mlp_ratio", 1 / min(self.widths))):
@@ -144,12 +135,19 @@ class HERSR(UNet):
         decoder   skips added, the same blocks, then low and high frequencies weighted anew (FreqSep)
         texture   modulated convolution with noise, then head, + bicubic(image)
 
+    Experts are chosen for whole images, by means of the map and softly, so that what an image costs is known before it
+    comes; ``level="window"`` chooses them for regions, k of them with `k`, and none where `bypass` finds a window easy:
+    then a flat image costs less than a textured one. Single pixels are not routed: each of the experts looks around.
+
     Nothing attends at the size of the image: context paths of the finest scale run at half of it. Noise is in the
     texture stage alone: drawn in training, and in eval none, or that of `noise_seed`, a number or a `NoiseField`, which
     says besides where in the whole a tile begins: so a pixel has the same noise in any tile.
 
     Group norms, means of channels, experts of images and the style of the texture see the whole map, so tiles are not
     exact. They are with ``statistics="local", level="window"``, and no "dysample".
+
+    As ONNX it takes any height and width; for runtimes without a Fourier transform, such as TensorRT, the expert for
+    frequencies has ``frequency="dct"``.
 
     Shape:
         - image: ``(B, in_channels, H, W)``, any H, W >= 1
@@ -162,8 +160,8 @@ class HERSR(UNet):
 
     Raises:
         TypeError: if the image is not floating point.
-        ValueError: if the image has another number of channels, ``scale`` is none of the net's, or ``prompt`` has
-            another shape or the net takes none.
+        ValueError: if the image has another number of channels, ``scale`` is none of the net's, ``prompt`` has another
+            shape or the net takes none, or ``noise_seed`` is given to a net without texture.
 
     Source:
         PLKSR (arXiv:2404.11848), section 3, NAFNet (arXiv:2204.04676), section 3, Swin (arXiv:2103.14030), section 3,
@@ -186,12 +184,13 @@ class HERSR(UNet):
             stem=nn.Sequential(
                 nn.Conv2d(config.in_channels, first, 3, padding=1), nn.GELU(), nn.Conv2d(first, first, 3, padding=1)
             ),
-            encoder=[_encoder_stage(config, scale) for scale in scales],
-            bottleneck=_bottleneck(config) if config.experts else nn.Identity(),
-            decoder=[_decoder_stage(config, scale) for scale in scales],
+            encoder=[encoder_stage(config, scale) for scale in scales],
+            bottleneck=bottleneck(config) if config.experts else nn.Identity(),
+            decoder=[decoder_stage(config, scale) for scale in scales],
             refinement=TextureStage(first, constant=config.statistics == "local") if config.texture else None,
         )
         self.prompt_dim = config.prompt_dim if config.prompt == "given" else 0
+        self.gated, self.has_noise = config.bypass > 0, config.texture
 
     def forward(
         self,
@@ -203,9 +202,16 @@ class HERSR(UNet):
         return_aux: bool = False,
     ) -> Tensor | RestorationOutput:
         """Restore an image; the class says what the conditions are."""
-        noise = noise_of(noise_seed)
+        noise = noise_of(noise_seed, has_noise=self.has_noise)
         prompt = None if prompt is None else self._prompt(prompt, image)
         return self.restored(image, HERSRContext(self.known_scale(scale), Aux(), prompt, noise), return_aux)
+
+    def maps(self, image: Tensor, context: HERSRContext) -> list[Tensor]:
+        """As of every `UNet`, with a context that knows how busy the image is, where experts are to be passed by."""
+        check_image(image, self.in_channels, self)
+        if self.gated:
+            context.busyness = F.avg_pool2d(busyness(pad_to_multiple(image, self.stride)), self.stride)
+        return super().maps(image, context)
 
     def _prompt(self, prompt: Tensor, image: Tensor) -> Tensor:
         """Check a prompt; of a map, the means over what becomes a pixel of the bottleneck."""
@@ -216,73 +222,3 @@ class HERSR(UNet):
             raise ValueError(f"prompt must be {wanted}, or such a map of the image's size, got {tuple(prompt.shape)}")
         prompt = prompt.to(image.dtype)
         return prompt if prompt.ndim == 2 else F.avg_pool2d(pad_to_multiple(prompt, self.stride), self.stride)
-
-
-def _encoder_stage(config: HERSRConfig, scale: int) -> Stage:
-    first, *others = (_block(config, scale, shifted=place % 2 == 1) for place in range(config.depths[scale]))
-    if scale > 0 or config.split == "none":
-        return Stage(first, *others)
-    return Stage(SplitEntry(FreqSplit2d(config.widths[0], kind=config.split), first), *others)
-
-
-def _decoder_stage(config: HERSRConfig, scale: int) -> Stage:
-    # The first block is shifted, so that a stage of one differs from that of the encoder.
-    blocks = [_block(config, scale, shifted=place % 2 == 0) for place in range(config.depths[scale])]
-    if config.split == "none":
-        return Stage(*blocks)
-    width = config.widths[scale]
-    return Stage(*blocks, FreqSep(width, split=FreqSplit2d(width, kind=config.split)))
-
-
-def _block(config: HERSRConfig, scale: int, *, shifted: bool) -> DualPath:
-    width, whole = config.widths[scale], config.statistics == "map"
-    local = local_path(
-        width,
-        kernel_size=config.kernel_size,
-        form=config.form,
-        norm_groups=config.norm_groups if whole else None,
-        mean_window=None if whole else 2 * config.window_size - 1,
-    )
-    context = context_path(
-        width,
-        width // config.head_dim,
-        window_size=config.window_size,
-        shifted=shifted,
-        mlp_ratio=config.mlp_ratio,
-        overlap_ratio=config.overlap_ratio,
-    )
-    return DualPath(width, local=local, context=AtHalfSize(width, context) if scale == 0 else context)
-
-
-def _bottleneck(config: HERSRConfig) -> ExpertBottleneck:
-    width, number, prompted = config.widths[-1], len(config.experts), config.prompt != "none"
-    k = number if config.k is None else config.k
-    # Where everything goes to all experts, the shares of choices are even: what can be balanced is the weights.
-    balance = ImportanceBalance(config.balance) if k == number else SwitchBalance(config.balance)
-    condition = config.prompt_dim if prompted else 0
-    router = TopKRouter(2 * width, number, k=k, condition_channels=condition, policies=(balance,))
-    form = "spatial" if config.statistics == "local" else "vector"
-    return ExpertBottleneck(
-        MoE2d(
-            width,
-            [_expert(config, name) for name in config.experts],
-            level=config.level,
-            window_size=config.window_size,
-            router=router,
-        ),
-        prompt=PromptGenerator(width, condition, form=form) if config.prompt == "generated" else None,
-        film=FiLM(width, condition) if prompted else None,
-    )
-
-
-def _expert(config: HERSRConfig, name: str) -> nn.Module:
-    width, size = config.widths[-1], config.window_size
-    if name == "attention":
-        return AttentionExpert(width, width // config.head_dim, window_size=size)
-    if name == "frequency":
-        whole = config.level == "image" and config.frequency == "fft"
-        return SpectralMix2d(width) if whole else FrequencyExpert(width, window_size=size)
-    if config.level == "window":
-        return ConvExpert(width, kernel_size=config.kernel_size)
-    large = PartialLargeKernelConv(width, kernel_size=config.kernel_size, form=config.form)
-    return nn.Sequential(large, ConvExpert(width, kernel_size=3))

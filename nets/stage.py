@@ -68,10 +68,15 @@ class Stage(Conditioned):
         return x
 
 
-def noise_of(seed: int | NoiseField | None) -> NoiseField | None:
+def noise_of(seed: int | NoiseField | None, *, has_noise: bool = True) -> NoiseField | None:
     """What a net adds where it is asked for noise: a seed names that of a whole image.
+
+    Raises:
+        ValueError: if there is a seed for a net that has no noise.
 
     >>> noise_of(7)
     NoiseField(seed=7, layer=0, samples=None, offset=(0, 0))
     """
+    if seed is not None and not has_noise:
+        raise ValueError("noise_seed must be None for a net without noise")
     return seed if seed is None or isinstance(seed, NoiseField) else NoiseField(seed)

@@ -7,11 +7,11 @@ from typing import Literal
 from torch import nn
 
 from ..blocks import GatedFFN, SwinBlock, WindowAttention2d
-from ..blocks.checks import check_positive
-from ..blocks.multi_scale import DownForm, UpForm
+from ..blocks.multi_scale import UpForm
 from .registry import register_config
 from .stage import Stage
-from .unet import UNet, UNetConfig
+from .unet import UNet
+from .windowed import WindowedConfig
 
 SIZES = {
     "swin-unet-tiny": {"embed_dim": 24, "depths": (2, 2, 2), "refinement": 2, "head_dim": 12},
@@ -23,15 +23,10 @@ SIZES = {
 
 @register_config("swin-unet", sizes=SIZES)
 @dataclass(frozen=True)
-class SwinUNetConfig(UNetConfig):
-    """Sizes of a SwinUNet, besides what all U-Nets have; the default is the base size.
+class SwinUNetConfig(WindowedConfig):
+    """Sizes of a SwinUNet, besides what all U-Nets of windows have; the default is the base size.
 
     Args:
-        embed_dim: channels of the finest stage; each coarser one has twice as many.
-        depths: blocks of each stage, the finest first; the last is the bottleneck's.
-        refinement: blocks after the decoder, at the finest scale.
-        head_dim: channels of an attention head, a divisor of `embed_dim`.
-        window_size: side of the windows, in pixels of each stage; every other block shifts them by half.
         mlp_ratio: hidden channels of the network for each pixel, in multiples of the stage's.
         ffn: "mlp", Swin's network, or "gated", Restormer's with a depthwise convolution.
         residual_scale: by which each block multiplies what it adds.
@@ -44,27 +39,13 @@ class SwinUNetConfig(UNetConfig):
     (4, 4, 6, 8)
     """
 
-    down: DownForm = "unshuffle"
     up: UpForm = "expand"
-    gated: bool = False
-    embed_dim: int = 64
-    depths: tuple[int, ...] = (4, 4, 6, 8)
-    refinement: int = 4
-    head_dim: int = 32
-    window_size: int = 8
     mlp_ratio: float = 2.0
     ffn: Literal["mlp", "gated"] = "mlp"
     residual_scale: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(embed_dim=self.embed_dim, head_dim=self.head_dim, window_size=self.window_size)
-        if not self.depths or any(type(depth) is not int or depth < 0 for depth in (*self.depths, self.refinement)):
-            raise ValueError(
-                f"depths and refinement must be integers of at least 0, got {self.depths} and {self.refinement}"
-            )
-        if self.embed_dim % self.head_dim:
-            raise ValueError(f"embed_dim must be a multiple of head_dim {self.head_dim}, got {self.embed_dim}")
         if self.embed_dim % 4:
             raise ValueError(f"embed_dim must be a multiple of 4, got {self.embed_dim}")
         if not 1 <= self.mlp_ratio * self.embed_dim < math.inf or not math.isfinite(self.residual_scale):
@@ -100,14 +81,13 @@ class SwinUNet(UNet):
 
     def __init__(self, config: SwinUNetConfig | None = None) -> None:
         config = config or SwinUNetConfig()
-        widths = [config.embed_dim * 2**level for level in range(len(config.depths))]
-        sizes = list(zip(widths, config.depths, strict=True))
+        *outer, coarsest = config.stages
         super().__init__(
             config,
-            widths=widths,
-            encoder=[_stage(config, width, depth) for width, depth in sizes[:-1]],
-            bottleneck=_stage(config, *sizes[-1]),
-            decoder=[_stage(config, width, depth) for width, depth in sizes[:-1]],
+            widths=[width for width, _ in config.stages],
+            encoder=[_stage(config, *stage) for stage in outer],
+            bottleneck=_stage(config, *coarsest),
+            decoder=[_stage(config, *stage) for stage in outer],
             refinement=_stage(config, config.embed_dim, config.refinement),
         )
 

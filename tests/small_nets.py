@@ -34,7 +34,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 }
 
 # The switches that make a HERSR see no further than its receptive radius.
-LOCAL_HERSR = {"statistics": "local", "level": "window", "split": "haar", "prompt": "generated"}
+LOCAL_HERSR = {"statistics": "local", "level": "window", "bypass": 0.5, "split": "haar", "prompt": "generated"}
 
 
 def small_hersr(**fields) -> nets.HERSR:
@@ -50,10 +50,8 @@ LEARNERS: dict[str, Callable[..., nn.Module]] = {
     "HERSR": lambda **fields: small_hersr(
         **{"widths": (16, 32), "head_dim": 8, "norm_groups": 4, "window_size": 8, **fields}
     ),
-    # Gates that fade maps learn by heart more slowly.
     "HARMONIC": lambda **fields: small_harmonic(
-        **{"embed_dim": 16, "depths": (1, 2), "refinement": 1, "head_dim": 8, "window_size": 8}
-        | {"conv_gate": "none", "channel_attention": False, **fields}
+        **{"embed_dim": 16, "depths": (1, 2), "refinement": 1, "head_dim": 8, "window_size": 8, **fields}
     ),
     "RSFMoENet": lambda **fields: small_rsfmoe(
         **{"embed_dim": 8, "head_dim": 8, "window_size": 8, "moe_window": 8, "warm_up": 0, **fields}

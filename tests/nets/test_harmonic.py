@@ -8,12 +8,14 @@ from skimage import data
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from claritycore.blocks import (
     BicubicUp,
     ConvGate,
     FreqBands,
     FreqSplit2d,
+    HighPass,
     HybridAttention,
     ModulatedNoiseConv2d,
     MoE2d,
@@ -24,9 +26,10 @@ from claritycore.blocks import (
     WindowAttention2d,
     reparameterize_model,
 )
-from claritycore.deploy import restore_tiled, summarize
+from claritycore.deploy import flop_formulas, restore_tiled, summarize
 from claritycore.images import psnr
 from claritycore.nets import HARMONIC, AutoConfig, AutoModel, Aux, HARMONICConfig
+from claritycore.nets.busyness import busyness
 from claritycore.nets.harmonic_branches import BandFusion, HARMONICContext
 from claritycore.training import supervise
 from claritycore.training.pyramid import low_pass
@@ -48,10 +51,9 @@ def parts(net: nn.Module, kind: type) -> list[nn.Module]:
 @pytest.mark.parametrize(
     ("name", "parameters", "fast"),
     [
-        ("harmonic-tiny", 464_963, 282_909),
-        ("harmonic-small", 1_857_826, 1_056_302),
-        ("harmonic-base", 22_580_287, 11_373_086),
-        ("harmonic", 22_580_287, 11_373_086),
+        ("harmonic-tiny", 464_989, 282_909),
+        ("harmonic-small", 1_857_910, 1_056_302),
+        ("harmonic-base", 22_580_403, 11_373_086),
     ],
 )
 def test_sizes(name, parameters, fast):
@@ -63,6 +65,7 @@ def test_sizes(name, parameters, fast):
         assert tuple(net(torch.empty(1, 3, 50, 70)).shape) == (1, 3, 50, 70)
     assert isinstance(net, HARMONIC)
     assert [sum(p.numel() for p in each.parameters()) for each in (net, quick)] == [parameters, fast]
+    assert AutoConfig.from_name("harmonic") == AutoConfig.from_name("harmonic-base")
     macs = [summarize(each, (1, 3, 64, 64)).macs for each in (net, reparameterize_model(quick.eval()))]
     assert macs[1] < 0.75 * macs[0]
 
@@ -136,12 +139,44 @@ def test_each_step_of_the_chain_adds_what_it_is_named_for():
 
 def test_each_decoder_stage_fuses_at_its_scale():
     net = made(small_harmonic, depths=(1, 1, 1))
-    assert [part.level for part in parts(net, BandFusion)] == [0, 1]
+    fusions, fused = parts(net, BandFusion), []
+    assert [part.level for part in fusions] == [0, 1]
+    for part in fusions:
+        part.fuse.register_forward_pre_hook(lambda _, inputs: fused.insert(0, inputs[1]))
     context = HARMONICContext(1, Aux())
     net.maps(normal((1, 3, 8, 12)), context)
     for maps in (context.low, context.high):
         assert [tuple(x.shape) for x in maps] == [(1, 4, 8, 12), (1, 8, 4, 6)]
     assert tuple(context.coarse.shape) == (1, 3, 4, 6)
+    for bands, low, high in zip(fused, context.low, context.high, strict=True):
+        assert bands.low is low
+        assert bands.high is high
+
+
+@pytest.mark.parametrize("fast_path", [False, True])
+def test_texture_is_made_of_the_high_frequencies_and_their_edges(fast_path):
+    net, high, seen = made(small_harmonic, fast_path=fast_path), normal((2, 3, 8, 12)), {}
+    block = net.high_branch.texture.blocks[0]
+    for name, part in {"embed": net.high_branch.embed, "noise": block.noise, "experts": block.experts}.items():
+        part.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs}))
+    net.high_branch(high, HARMONICContext(1, Aux()))
+    edges = HighPass(3, kind="sobel")(high)
+    assert torch.equal(seen["embed"][0], torch.cat([high, edges], 1))
+    means = torch.ones(2, 1) if fast_path else edges.abs().mean((2, 3))
+    torch.testing.assert_close(seen["noise"][1], means)
+    if not fast_path:
+        assert torch.equal(seen["experts"][1][0], busyness(high))
+        assert torch.equal(seen["experts"][1][1], edges)
+
+
+def test_a_scan_may_follow_the_coarsest_large_kernels_and_texture_is_added_to_the_image_last():
+    net, seen = made(small_harmonic, depths=(1, 1, 1, 1), low_ssm=True, texture_head=True), {}
+    assert [len(parts(stage, SSMGlobalMixer)) for stage in net.low_branch.stages] == [0, 1]
+    net.high_branch.register_forward_hook(lambda _, inputs, output: seen.update(high=output[0]))
+    net.texture_head.register_forward_hook(lambda _, inputs, output: seen.update(features=inputs[0], image=output))
+    restored = net(normal((1, 3, 9, 6)))
+    assert torch.equal(seen["features"], seen["high"][..., :9, :6])
+    assert torch.equal(seen["image"], restored)
 
 
 # Structure and texture
@@ -221,6 +256,75 @@ def test_structure_is_the_image_made_smaller_and_what_the_low_branch_adds(size):
     assert not torch.allclose(told, fresh.structure(image), atol=1e-3)
     with pytest.raises(RuntimeError, match="structure needs a net with branches, got branches='none'"):
         small_harmonic(branches="none").structure(image)
+    with pytest.raises(ValueError, match="HARMONIC takes images"):
+        net.structure(image[:, :2])
+
+
+# Hard regions
+
+FLAT, TEXTURED = torch.full((1, 3, 16, 16), 0.5), torch.rand(1, 3, 16, 16, generator=torch.manual_seed(0))
+HALF = torch.cat([FLAT[..., :8], TEXTURED[..., 8:]], dim=3)
+
+
+def flops(net: nn.Module, image: torch.Tensor) -> int:
+    """What a pass over this image computes, not what one of its size might."""
+    with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter, torch.no_grad():
+        net(image)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("level", ["token", "window"])
+def test_an_easy_image_sends_nothing_to_experts_and_costs_less(level):
+    net, kept, cost = made(small_harmonic, moe_level=level), {}, {}
+    for name, image in {"flat": FLAT, "half": HALF, "textured": TEXTURED}.items():
+        statistics = net(image, return_aux=True).aux.statistics
+        (kept[name],) = (value.item() for key, value in statistics.items() if key.endswith("kept_share"))
+        cost[name] = flops(net, image)
+    assert kept["flat"] == 0
+    assert 0.5 <= kept["half"] <= 0.75  # with the pixels that the split reaches across the border
+    assert kept["textured"] > 0.9
+    assert cost["flat"] < 0.97 * cost["textured"]
+    saved = [cost["textured"] - cost[name] for name in ("half", "flat")]
+    assert saved[0] / saved[1] == pytest.approx(1 - kept["half"] / kept["textured"], rel=0.05)
+    everything = made(small_harmonic, moe_level=level, top_k=4, bypass=0.0)
+    assert flops(everything, FLAT) == flops(everything, TEXTURED)
+
+
+def test_what_is_easy_stays_as_it_is_and_gets_no_noise():
+    net = noisy().double()
+    block, seen = net.high_branch.texture.blocks[0], []
+    block.experts.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output[0])))
+    with torch.no_grad():
+        assert torch.equal(net(FLAT.double(), noise_seed=3), net(FLAT.double()))
+        assert not torch.equal(net(HALF.double(), noise_seed=3), net(HALF.double()))
+    assert torch.equal(*seen[0])
+    changed = (seen[2][1] != seen[2][0]).any(1)[0]
+    assert not changed[:, :4].any()
+    assert changed[:, 8:].float().mean() > 0.9
+
+
+def test_an_exported_program_leaves_alone_the_same_places():
+    class Texture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = noisy().high_branch
+
+        def forward(self, high):
+            return self.branch(high, HARMONICContext(1, Aux(), NoiseField(3)))[0]
+
+    branch, high = Texture().double(), HALF.double() - 0.5
+    program = torch.export.export(branch, (high,))
+    torch.testing.assert_close(program.module()(high), branch(high), rtol=0, atol=1e-12)
+
+
+def test_experts_without_a_pixel_have_gradients_of_zeros():
+    net = made(small_harmonic).train()
+    output = net(FLAT, return_aux=True)
+    (output.image.square().mean() + output.aux.total()).backward()
+    gradients = {name: p.grad for name, p in net.named_parameters() if ".experts." in name}
+    assert {name.rpartition("experts.")[2] for name in gradients} >= {"w1", "router.linear.weight", "router.gate.bias"}
+    assert all(gradient is not None for gradient in gradients.values())
+    assert not any(gradient.any() for name, gradient in gradients.items() if ".experts.experts." in name)
 
 
 # The fast path
@@ -273,7 +377,9 @@ def test_only_the_fast_path_promises_exact_tiles():
 # Noise
 
 
-@pytest.mark.parametrize("fields", [{}, {"fast_path": True}, {"texture_head": True, "noise": False}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{"bypass": 0.0}, {"fast_path": True}, {"texture_head": True, "noise": False}], ids=str
+)
 def test_noise_is_off_in_eval_unless_seeded(fields):
     net, image = noisy(**fields), 0.5 + 0.01 * normal((2, 3, 9, 6))  # smooth, so that the head adds texture
     with torch.no_grad():
@@ -311,7 +417,7 @@ def test_each_layer_has_noise_of_its_own_and_larger_maps_their_own_place():
 
 def test_the_share_of_the_texture_expert_lets_noise_through():
     for level in ("token", "window"):
-        net, image = noisy(moe_level=level), normal((1, 3, 9, 6))
+        net, image = noisy(moe_level=level, bypass=0.0), normal((1, 3, 9, 6))
         block = net.high_branch.texture.blocks[0]
         gates = []
         block.noise.register_forward_pre_hook(lambda _, inputs, gates=gates: gates.append(inputs[3]))
@@ -340,7 +446,37 @@ def noisy(**fields) -> nn.Module:
     return net
 
 
+# Half precision
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.003), (torch.bfloat16, 0.025)], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"moe_level": "window", "mixer": "deformable"}, {"texture_head": True, "scale": 2}, {"fast_path": True}],
+    ids=str,
+)
+def test_half_precision_makes_the_same_corrections(fields, dtype, tolerance):
+    net, image = noisy(low_ssm=True, **fields), torch.rand(2, 3, 12, 20, generator=torch.manual_seed(1)).to(dtype)
+    plain = BicubicUp(fields.get("scale", 1))(image.float())
+    with torch.no_grad():
+        exact = net(image.float(), noise_seed=3) - plain
+        restored = net.to(dtype)(image, noise_seed=3)
+    assert restored.dtype == dtype
+    assert exact.abs().max() > 0.5
+    assert (restored.float() - plain - exact).norm() <= tolerance * exact.norm()
+
+
 # What it learns
+
+
+@pytest.mark.parametrize("fast_path", [False, True])
+def test_both_branches_learn_as_soon_as_the_head_does(fast_path):
+    torch.manual_seed(0)
+    net = small_harmonic(fast_path=fast_path)
+    nn.init.normal_(net.head.conv.weight)
+    net(normal((1, 3, 8, 12))).square().mean().backward()
+    for branch in (net.low_branch, net.high_branch):
+        assert branch.embed.proj.weight.grad.any()
 
 
 def test_experts_stay_alive_and_low_frequencies_do_not_drift():
@@ -371,11 +507,13 @@ def test_experts_stay_alive_and_low_frequencies_do_not_drift():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"head_dim": 10}, "embed_dim must be even and a multiple of head_dim 10, got 48"),
-        ({"embed_dim": 3, "head_dim": 3}, "embed_dim must be even and a multiple of head_dim 3, got 3"),
-        ({"depths": (1,)}, r"depths, of two or more, and refinement must be integers of at least 0, got \(1,\) and 2"),
-        ({"refinement": -1}, "depths, of two or more, and refinement must be integers of at least 0"),
+        ({"head_dim": 10}, "embed_dim must be a multiple of head_dim 10, got 48"),
+        ({"embed_dim": 3, "head_dim": 3}, "embed_dim must be even, got 3"),
+        ({"depths": (1,)}, r"depths must be of two stages or more, got \(1,\)"),
+        ({"refinement": -1}, "depths and refinement must be integers of at least 0, got"),
         ({"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
+        ({"top_k": 5}, "top_k must be at most the 4 experts, got 5"),
+        ({"bypass": 1.0}, "bypass must be at least 0 and below 1, got 1.0"),
         ({"kernel_size": 4}, "kernel_size must be an odd integer of at least 1, got 4"),
         ({"max_gain": 0.0}, "max_gain must be above 0 and finite, got 0.0"),
         ({"high_limit": float("inf")}, "high_limit must be above 0 and finite, got inf"),
