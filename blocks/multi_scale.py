@@ -94,9 +94,9 @@ class MSGUp(nn.Module):
     "pixelshuffle": :math:`y = \mathrm{gate}(W * \mathrm{PixelShuffle}_s(x) + b)`, whose convolution reads
     C_in / (s * s) channels. "expand": :math:`y = \mathrm{gate}(\mathrm{PixelShuffle}_s(W * x + b))`, a convolution to
     s * s C_out channels at the lower size, which starts as nearest upsampling and stays level (`PixelShuffleUp`).
-    "dysample": :math:`y = \mathrm{gate}(W * \mathrm{DySample}_s(x) + b)`, which samples all channels where the map says,
-    in four groups if C_in allows it, and is not `tile_safe`. The gate is a `ConvGate`, which starts by passing on what
-    it gets.
+    "dysample": :math:`y = \mathrm{gate}(W * \mathrm{DySample}_s(x) + b)`, which samples all channels where the map
+    says, in four groups if C_in allows it, and is not `tile_safe`. The gate is a `ConvGate`, which starts by passing on
+    what it gets.
 
     Shape:
         ``(B, C_in, H, W)`` -> ``(B, C_out, s H, s W)``, memory format kept.
