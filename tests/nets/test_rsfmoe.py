@@ -21,7 +21,7 @@ from claritycore.blocks.deformable_attention import DeformableAttention2d
 from claritycore.blocks.window_attention import WindowAttention2d
 from claritycore.deploy import flop_formulas
 from claritycore.nets import AutoConfig, AutoModel, Aux, RSFMoEConfig, RSFMoENet
-from claritycore.nets.rsfmoe_exit import ExitConfidence
+from claritycore.nets.rsfmoe_exit import ExitConfidence, Skippable
 from claritycore.nets.rsfmoe_parts import (
     DegradationPrompt,
     RSFMoEContext,
@@ -372,10 +372,22 @@ class TestEarlyExit:
             assert losses[0] < losses[1]
 
     def test_traced_programs_choose_among_both(self):
-        net = self.made([0.99, 0.1], moe=False, split="none", global_mixer="none", depths=(1,))
-        image = normal((2, 3, 8, 8), dtype=torch.float64)
-        program = torch.export.export(net, (image,))
-        torch.testing.assert_close(program.module()(image), net(image), rtol=0, atol=1e-12)
+        class Decoder(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.confidence, self.stage = ExitConfidence(4, least=0.9), Skippable([nn.Conv2d(4, 4, 3, padding=1)])
+                nn.init.ones_(self.confidence.linear.weight)
+
+            def forward(self, x):
+                context = RSFMoEContext(1, Aux())
+                return self.stage(self.confidence(x, context), context)
+
+        net, x = Decoder().double().eval(), normal((2, 4, 8, 8), dtype=torch.float64)
+        x = x + torch.tensor([3.0, -3.0])[:, None, None, None]
+        y = net(x)
+        assert torch.equal(y[0], x[0])
+        assert not torch.allclose(y[1], x[1], atol=1e-2)
+        torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), y, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("fields", [{}, {"split": "haar", "kernel_form": "depthwise"}], ids=str)
@@ -429,13 +441,30 @@ def test_deployed_it_computes_the_same_whatever_it_chooses():
     torch.testing.assert_close(deployed(image), net(image), rtol=0, atol=1e-12)
 
 
-def test_a_traced_program_chooses_the_same():
-    net, image = perturbed(depths=(1,), global_mixer="none").double(), normal((1, 3, 8, 16), dtype=torch.float64)
+class Alone(nn.Module):
+    """A mixture outside of its net, told how busy the image is."""
+
+    def __init__(self, mixture: TextureMixture) -> None:
+        super().__init__()
+        self.mixture = mixture
+
+    def forward(self, high, busy):
+        return self.mixture(high, RSFMoEContext(1, Aux(), busyness=busy))
+
+
+def test_a_traced_mixture_chooses_the_same():
+    """Two of four experts for busy windows and none for easy ones, where every expert is computed for every window."""
+    net = perturbed(depths=(1,), prompt_channels=0).double()
+    mixture = net.encoder[0].blocks[0].blocks[-1].separation.texture
+    high, image = normal((2, 4, 8, 16), dtype=torch.float64), normal((2, 3, 8, 16), dtype=torch.float64)
     image[..., :8] = 0.5
-    program = torch.export.export(net, (image,))
-    torch.testing.assert_close(program.module()(image), net(image), rtol=0, atol=1e-12)
-    share = net(image, return_aux=True).aux.statistics["encoder.0.blocks.0.blocks.2.separation.texture.kept_share"]
-    assert share < 0.8
+    route = mixture.moe(high, [busyness(image)])[1]
+    assert 0.4 < route.kept_share() < 0.7
+    assert route.indices.shape[1] == 2
+    program = torch.export.export(Alone(mixture), (high, busyness(image)))
+    traced = program.module()(high, busyness(image))
+    torch.testing.assert_close(traced, Alone(mixture)(high, busyness(image)), rtol=0, atol=1e-12)
+    assert not torch.allclose(traced[..., 10:], high[..., 10:], atol=1e-3)
 
 
 def test_after_overfitting_all_experts_are_alive_and_structure_is_nearer():
