@@ -1,7 +1,6 @@
-"""RSFMoENet: its sizes and parts, where it spends its work, what steers it, its noise and its early exit."""
+"""RSFMoENet: its sizes and parts, where it spends its work, its noise and its early exit."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from claritycore.blocks import (
     ConvExpert,
     FreqSep,
-    MoE2d,
     NoiseField,
     NoiseInjection,
     SSMGlobalMixer,
@@ -23,14 +21,10 @@ from claritycore.deploy import flop_formulas
 from claritycore.nets import AutoConfig, AutoModel, Aux, RSFMoEConfig, RSFMoENet
 from claritycore.nets.rsfmoe_exit import ExitConfidence, Skippable
 from claritycore.nets.rsfmoe_parts import (
-    DegradationPrompt,
     RSFMoEContext,
-    SteeredBlock,
     TextureMixture,
     busyness,
 )
-from claritycore.training import Recipe, degrade, supervise
-from claritycore.training.stages import Downsample, Noise
 from tests.nets.test_learning import photograph, trained
 from tests.small_nets import small_rsfmoe
 from tests.strategies import normal
@@ -57,24 +51,6 @@ def sure(net: nn.Module) -> nn.Module:
                 if part.noise is not None:
                     part.noise.weight.fill_(1.0)
     return net
-
-
-def routes(net: nn.Module, *arguments, **keywords) -> dict[str, torch.Tensor]:
-    """What the gates and the routers say, by the name of the mixture."""
-    found = {}
-
-    def note(name):
-        def hook(module, inputs, output):
-            found[name] = output[1].probabilities
-
-        return hook
-
-    mixtures = {name: part for name, part in net.named_modules() if isinstance(part, MoE2d)}
-    handles = [part.register_forward_hook(note(name)) for name, part in mixtures.items()]
-    net(*arguments, **keywords)
-    for handle in handles:
-        handle.remove()
-    return found
 
 
 def flops(net: nn.Module, image: torch.Tensor) -> int:
@@ -181,98 +157,6 @@ class TestHardRegions:
         assert all(grad is not None and not grad.any() for grad in experts.values())
 
 
-class TestConditions:
-    @pytest.mark.parametrize("condition", ["prompt", "code"])
-    def test_prompt_and_code_change_routing_and_attention(self, condition):
-        net = perturbed(0.3, kernel_prior=True, bypass=0.0)
-        image, scales = normal((1, 3, 16, 16)), []
-        steered = [part for part in net.modules() if hasattr(part, "steer")]
-        for part in steered:
-            part.steer.register_forward_hook(lambda module, inputs, output: scales.append(output))
-        if condition == "prompt":
-            before, after = (routes(net, image, prompt=torch.full((1, 4), value)) for value in (0.0, 1.0))
-        else:
-            prompt = torch.zeros(1, 4)
-            before = routes(net, image, prompt=prompt)
-            with torch.no_grad():
-                net.encoder[0].blocks[0].blocks[0].prior.to_code.bias.add_(1.0)
-            after = routes(net, image, prompt=prompt)
-        first, second = scales[: len(steered)], scales[len(steered) :]
-        assert all((a - b).abs().max() > 1e-2 for a, b in zip(first, second, strict=True))
-        assert all((before[name] - after[name]).abs().max() > 1e-3 for name in before)
-
-    def test_attention_is_steered_within_bounds(self):
-        net = perturbed(0.3, kernel_prior=True)
-        (block, *_) = (part for part in net.modules() if isinstance(part, SteeredBlock))
-        x, code, prompt = normal((2, 8, 6, 6)), normal((2, 8, 3, 3), seed=1), 20 * normal((2, 4), seed=2)
-        context = RSFMoEContext(1, Aux(), prompt, code)
-        scale = torch.cat([prompt, code.mean((2, 3))], dim=1) @ block.steer.weight.T
-        scale = scale.tanh().exp()
-        assert scale.min() < 0.5
-        assert scale.max() > 2
-        torch.testing.assert_close(block(x, context), block.block(x, scale))
-        assert not torch.allclose(block(x, context), block.block(x), atol=1e-3)
-
-    def test_busyness_is_the_deviation_of_grey_around_a_pixel(self):
-        image = torch.rand(2, 3, 5, 6, dtype=torch.float64, generator=torch.manual_seed(0))
-        grey, expected = 255 * image.mean(1), torch.zeros(2, 1, 5, 6, dtype=torch.float64)
-        for row, column in itertools.product(range(5), range(6)):
-            around = grey[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
-            expected[:, 0, row, column] = 0.5 * (1 + around.flatten(1).var(1, correction=0)).log()
-        torch.testing.assert_close(busyness(image), expected, rtol=1e-6, atol=0)
-
-    def test_the_prompt_learns_of_noise_which_means_do_not_tell(self):
-        torch.manual_seed(0)
-        part = DegradationPrompt(3, prompt_channels=8, prior=None, severe_blur=2.0)
-        optimizer, losses = torch.optim.Adam(part.parameters(), lr=2e-2), []
-        recipe = Recipe("noisy", (Downsample(), Noise(sigma=(0.0, 0.2))))
-        for step in range(120):
-            plain, seeds = torch.rand(16, 3, 1, 1).expand(-1, -1, 12, 12), range(16 * step, 16 * step + 16)
-            image, report = degrade(plain, recipe, seeds)
-            context = RSFMoEContext(1, Aux())
-            part(image, context)
-            supervise(context.aux, report)
-            optimizer.zero_grad()
-            context.aux.total().backward()
-            optimizer.step()
-            losses.append(context.aux.losses["degradation.noise"].item())
-        assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
-
-    def test_local_variance_changes_routing(self):
-        net = perturbed(0.3, bypass=0.0, moe_window=4, depths=(1,))
-        mixture = net.encoder[0].blocks[0].blocks[-1].separation.texture
-        high, prompt = normal((1, 4, 8, 8)), torch.zeros(1, 4)
-        context = RSFMoEContext(1, net(high[:, :3], return_aux=True).aux, prompt)
-        seen = [
-            routes(mixture, high, replace(context, busyness=torch.full((1, 1, 8, 8), value)))["moe"]
-            for value in (0.0, 3.0)
-        ]
-        assert (seen[0] - seen[1]).abs().max() > 1e-3
-
-    def test_the_prompt_that_the_net_makes_may_be_given(self):
-        net, image = perturbed(), normal((2, 3, 12, 12))
-        made = []
-        net.encoder[0].blocks[0].blocks[0].generator.register_forward_hook(lambda m, i, output: made.append(output))
-        restored = net(image)
-        assert torch.equal(net(image, prompt=made[0]), restored)
-        assert not torch.equal(net(image, prompt=made[0] + 1), restored)
-        net.train()(image, prompt=made[0]).sum().backward()
-        assert all(p.grad is not None for p in net.parameters())
-
-    def test_kernels_and_estimates_are_there_for_training_to_supervise(self):
-        net = perturbed(kernel_prior=True, blur_kernel=5, noise=True)
-        aux = net(normal((2, 3, 12, 12)), return_aux=True).aux
-        assert tuple(aux.kernels.shape) == (2, 5, 5)
-        assert tuple(aux.degradation.blur.shape) == (2,)
-
-    def test_what_does_not_fit_is_refused(self):
-        image = normal((2, 3, 8, 8))
-        with pytest.raises(ValueError, match=r"prompt must be \(B, 4\) = \(2, 4\), got shape \(1, 4\)"):
-            perturbed()(image, prompt=torch.zeros(1, 4))
-        with pytest.raises(ValueError, match="noise_seed must be None for a net without noise in its config"):
-            perturbed()(image, noise_seed=0)
-
-
 class TestNoise:
     def test_there_is_none_in_eval_without_a_seed_and_the_same_for_the_same(self):
         net, image = sure(perturbed(**NOISY)), normal((2, 3, 16, 16))
@@ -357,6 +241,14 @@ class TestEarlyExit:
         mixed = sure(self.made([0.99, 0.1, 0.1], **NOISY, kernel_prior=True))(image, **options)
         torch.testing.assert_close(mixed[1:], all_stay[1:], rtol=0, atol=1e-12)
 
+    def test_nobody_leaves_in_training_or_for_less_than_the_confidence_asked_for(self):
+        image = normal((2, 3, 12, 12), dtype=torch.float64)
+        all_stay = self.made([0.1] * 2)(image)
+        assert torch.equal(self.made([0.85] * 2)(image), all_stay)
+        assert not torch.allclose(self.made([0.85] * 2, exit_confidence=0.8)(image), all_stay, atol=1e-4)
+        stay, leave = (self.made(confidences).train()(image) for confidences in ([0.1] * 2, [0.99] * 2))
+        assert torch.equal(stay, leave)
+
     def test_who_leaves_costs_less(self):
         image = normal((2, 3, 12, 12), dtype=torch.float64)
         stay, one, leave = (flops(self.made(c), image) for c in ([0.1] * 2, [0.1, 0.99], [0.99] * 2))
@@ -365,7 +257,9 @@ class TestEarlyExit:
     def test_its_losses_are_there_in_training_and_teach_it(self):
         net, image = perturbed(early_exit=True), normal((2, 3, 12, 12))
         assert "exit.confidence" not in net(image, return_aux=True).aux.losses
-        assert {"exit.confidence", "exit.early"} <= set(net.train()(image, return_aux=True).aux.losses)
+        losses = net.train()(image, return_aux=True).aux.losses
+        assert losses["exit.confidence"] > 0
+        assert losses["exit.early"] > 1e-4  # without its blocks the decoder makes another image
         near, far = torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 4)
         for early, right in ((near, 5.0), (far, -5.0)):
             losses = [ExitConfidence.losses(torch.tensor([x]), early, near)["confidence"] for x in (right, -right)]
