@@ -400,7 +400,6 @@ def learned(steps: int, side: int, lr: float, **fields):
     ("run", "least", "fields"),
     [
         pytest.param({"steps": 80, "side": 32, "lr": 4e-3}, 22.0, {}, id="short"),
-        pytest.param({"steps": 300, "side": 64, "lr": 2e-3}, 32.0, {}, id="soft", marks=pytest.mark.slow),
         pytest.param(
             {"steps": 300, "side": 64, "lr": 2e-3},
             32.0,

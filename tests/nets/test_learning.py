@@ -58,7 +58,7 @@ def test_it_begins_to_learn_one_draw_of_noise_by_heart(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LEARNERS)
 def test_it_learns_one_draw_of_noise_by_heart(name):
-    before, after = denoised(name, 64, 300)
+    before, after = denoised(name, 64, 240)
     assert 20 < before < 20.7
     assert after >= 32
 
