@@ -13,8 +13,9 @@ from . import deploy
 from .deploy import RestoreOptions, RestoreReport, restore_files
 from .deploy.export import DType, Format
 from .deploy.progress import ProgressLine, one_line
-from .nets import AutoModel, inspect_checkpoint
-from .nets.shipped import shipped_for
+from .nets import AutoConfig, AutoModel, inspect_checkpoint, list_models
+from .nets.base import scales_of, stated
+from .nets.shipped import located, shipped_for
 from .parsing import parse
 from .training.degrade_files import DegradeOptions, degrade_files
 
@@ -36,12 +37,14 @@ def degrade(arguments: Sequence[str]) -> None:
 
 def export(arguments: Sequence[str]) -> None:
     """Write a net for other runtimes, and check it: claritycore export --model CHECKPOINT -o NET.onnx [options]."""
-    model = Annotated[str, _flag("-m", "CHECKPOINT", "the net: a file, the folder of a run, or a shipped name")]
+    told = "the net: a file, the folder of a run, a shipped name, or the name of a net, whose weights are then fresh"
+    model = Annotated[str, _flag("-m", "CHECKPOINT", told)]
+    scale = Annotated[int | None, tyro.conf.arg(help="of a net that a file or name leaves open, or has several of")]
     output = Annotated[str, _flag("-o", "FILE", "ends in .onnx, .pt2 (torch), .safetensors or .engine (TensorRT)")]
     flags = ("flags", tyro.conf.OmitArgPrefixes[ExportFlags], ExportFlags())
-    options = make_dataclass("Export", [("model", model), ("output", output), flags], kw_only=True)
-    given = parse(options, "export", export, arguments)
-    print(deploy.export(_load(given.model, None), given.output, **vars(given.flags)))
+    places = ("model", model), ("output", output), ("scale", scale, None)
+    given = parse(make_dataclass("Export", [*places, flags], kw_only=True), "export", export, arguments)
+    print(deploy.export(_made_or_loaded(given.model, given.scale), given.output, **vars(given.flags)))
 
 
 DEFAULT_SCALE = 4
@@ -109,11 +112,24 @@ def _follow(given: Any, work: Callable[..., RestoreReport], done: str) -> None:
         raise ValueError(f"{len(report.failed)} picture(s) not {done}, {len(report.written)} file(s) written")
 
 
+def _made_or_loaded(name: str, scale: int | None) -> nn.Module:
+    """Load a net, or make the one of that name where nothing is stored under it: then one to be timed, not used."""
+    if located(name).exists() or name not in list_models():
+        net = _load(name, scale)
+    else:
+        net = AutoModel.from_config(AutoConfig.from_name(name, **({} if scale is None else {"scale": scale})))
+        print(f"{name} is a net, not a file of one: its weights are fresh, for timing alone", file=sys.stderr)
+    if scale not in (None, stated(net, "scale", 1)):
+        raise ValueError(f"--scale must be {stated(net, 'scale', 1)}, by which {name} enlarges, got {scale}")
+    return net
+
+
 def _load(path: str | Path, scale: int | None) -> nn.Module:
-    """Load a net, and say what its file leaves open; the scale, where it is that, is the one that was asked for."""
-    assumptions = inspect_checkpoint(path).assumptions
-    decided = scale is not None and any("scale" in clause for clause in assumptions)
-    for clause in assumptions:
-        if not (decided and "scale" in clause):
+    """Load a net, and say what its file leaves open; a scale that it leaves open, or has several of, is ours."""
+    info = inspect_checkpoint(path)
+    unknown = [clause for clause in info.assumptions if "scale" in clause]
+    decided = scale is not None and bool(unknown or (info.config and scale in scales_of(info.config)))
+    for clause in info.assumptions:
+        if not (decided and clause in unknown):
             print(one_line(f"{path} leaves open {clause}"), file=sys.stderr)
     return AutoModel.from_pretrained(path, scale=scale) if decided else AutoModel.from_pretrained(path)

@@ -19,7 +19,7 @@ from .runner import Benchmark, Case, Work, main
 WINDOWS = [
     {"experts": 4, "k": 1, "window": 32, "keep": 1.0, "channels": 64, "size": 96},
     {"experts": 4, "k": 2, "window": 32, "keep": 1.0, "channels": 64, "size": 96},
-    {"experts": 4, "k": 2, "window": 32, "keep": 0.25, "channels": 64, "size": 96},
+    {"experts": 4, "k": 2, "window": 32, "keep": 0.25, "channels": 64, "size": 128},
 ]
 TOKENS = [
     {"experts": 8, "k": 2, "keep": 1.0, "channels": 64, "size": 128},

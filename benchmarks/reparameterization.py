@@ -8,13 +8,22 @@ python -m benchmarks.reparameterization
 import torch
 from torch import Tensor, nn
 
-from claritycore.blocks import SPAB, PartialLargeKernelConv, PLKBlock, RepConv2d, reparameterize_model
+from claritycore.blocks import (
+    SPAB,
+    DoubleConvChannelMixer,
+    PartialLargeKernelConv,
+    PLKBlock,
+    RepConv2d,
+    reparameterize_model,
+)
 from claritycore.blocks.rep_conv import DILATED_BRANCHES
 
 from .runner import Benchmark, Case, Work, main
 
 SIZES = [{"channels": 64, "size": 64}, {"channels": 64, "size": 96}]
 FORMS = ("dilated", "rectangular", "depthwise")
+# Of the mixer's convolutions: ECBSR's, in a form that is exact at the border.
+MIXER_BRANCHES = ("3x3", "1x1", "1x1-3x3", "sobel-x", "sobel-y", "laplacian")
 
 
 def feature_map(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -45,6 +54,15 @@ BENCHMARKS = [
         "plk_block",
         [{"form": form, **size} for size in SIZES for form in FORMS],
         lambda case: PLKBlock(case["channels"], form=case["form"]),
+    ),
+    compare(
+        "plk_block_mixer_branches",
+        [{"form": "dilated", **size} for size in SIZES],
+        lambda case: PLKBlock(
+            case["channels"],
+            form=case["form"],
+            mixer=DoubleConvChannelMixer(case["channels"], branches=MIXER_BRANCHES),
+        ),
     ),
     compare(
         "partial_large_kernel",

@@ -1,6 +1,7 @@
 """What a benchmark says: progress while it runs, a table and a CSV when it ends, a plot if asked for."""
 
 import csv
+import math
 import re
 import sys
 import textwrap
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args, get_type_hints
 
 from .machine import Stamp
 
@@ -108,30 +109,64 @@ def write_csv(results: Iterable[Result], stamp: Stamp, ceilings: dict[str, float
         writer.writerows(asdict(result) | asdict(stamp) | rates for result in results)
 
 
+def read_csv(path: Path) -> list[Result]:
+    """Read the results that `write_csv` wrote."""
+    kinds = get_type_hints(Result)
+    with path.open(newline="") as file:
+        return [
+            Result(**{name: _read(row[name], kind) for name, kind in kinds.items()}) for row in csv.DictReader(file)
+        ]
+
+
 def plot(results: Sequence[Result], path: Path) -> None:
-    """Draw time against case, a line per provider and the floor dashed, as a PNG; one panel per stage."""
+    """Draw time and memory against case as a PNG, a line per provider and the floor dashed; a column per stage."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     stages = {stage: [r for r in results if r.stage == stage] for stage in dict.fromkeys(r.stage for r in results)}
-    figure = Figure(figsize=(7 * len(stages), 5), layout="constrained")
+    figure = Figure(figsize=(6 * len(stages), 6), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (stage, rows) in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages.items(), strict=True):
-        places = {case: place for place, case in enumerate(dict.fromkeys(row.case for row in rows))}
+    above, below = figure.subplots(2, len(stages), squeeze=False, sharex="col", height_ratios=(3, 2))
+    for times, memory, (stage, rows) in zip(above, below, stages.items(), strict=True):
+        places = _places(list(dict.fromkeys(row.case for row in rows)))
         for provider in dict.fromkeys(row.provider for row in rows if row.median_s):
             timed = [row for row in rows if row.provider == provider and row.median_s]
-            axes.plot([places[row.case] for row in timed], [row.median_s for row in timed], "o-", label=provider)
+            at = [places[row.case] for row in timed]
+            times.plot(at, [row.median_s for row in timed], "o-", label=provider)
+            memory.plot(at, [row.peak_bytes or math.nan for row in timed], "o-")
         floors = {places[row.case]: row.floor_s for row in rows if row.floor_s}
         if floors:
-            axes.plot(floors.keys(), floors.values(), "k_--", label="floor")
-        if axes.lines:
-            axes.set_yscale("log")
-            axes.legend()
-        axes.set_xticks(list(places.values()), [case.replace(" ", "\n") for case in places], fontsize="small")
-        axes.set(title=f"{rows[0].benchmark}, {rows[0].dtype}, {stage}", ylabel="seconds")
-        axes.grid(alpha=0.3)
+            times.plot(floors.keys(), floors.values(), "k_--", label="floor")
+        if times.lines:
+            times.legend()
+        for axes, unit in ((times, "seconds"), (memory, "bytes")):
+            axes.set(yscale="log" if axes.lines else "linear", ylabel=unit)
+            axes.grid(alpha=0.3)
+        if len(set(places.values())) > 1 and max(places.values()) >= 2 * len(places):
+            memory.set_xscale("log")
+        names = [case.replace(" ", "\n") for case in places]
+        memory.set_xticks(list(places.values()), names, fontsize="small")
+        memory.set_xticks([], minor=True)
+        times.set_title(f"{rows[0].benchmark}, {rows[0].dtype}, {stage}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def _places(cases: Sequence[str]) -> dict[str, float]:
+    """Where cases stand on the axis: at the number that alone tells them apart, else in a row."""
+    settings = [dict(part.partition("=")[::2] for part in case.split(" ")) for case in cases]
+    varied = [key for key in settings[0] if len({each.get(key) for each in settings}) > 1] if settings else []
+    values = [each.get(varied[0], "") for each in settings] if len(varied) == 1 else []
+    if values and all(value.isdecimal() for value in values):
+        return dict(zip(cases, map(float, values), strict=True))
+    return {case: float(place) for place, case in enumerate(cases)}
+
+
+def _read(text: str, kind: Any) -> Any:
+    """A value of a CSV: text, or a number where there is one."""
+    if kind is str:
+        return text
+    return (int if int in get_args(kind) else float)(text) if text else None
 
 
 def file_stem(benchmark: str, dtype: str, device: str, stamp: Stamp) -> str:
@@ -176,3 +211,8 @@ def _scaled(value: float) -> str:
     exponent, prefix = next((scale for scale in scales if abs(value) >= 0.9995 * 10.0 ** scale[0]), (-9, "n"))
     digits = value / 10.0**exponent
     return f"{digits:.{0 if digits >= 99.95 else 1 if digits >= 9.995 else 2}f} {prefix}"
+
+
+if __name__ == "__main__":
+    for file in map(Path, sys.argv[1:]):
+        plot(read_csv(file), file.with_suffix(".png"))

@@ -22,6 +22,7 @@ __all__ = ["Benchmark", "Work", "main"]
 
 Case = Mapping[str, Any]
 Inputs = Mapping[str, Any] | tuple[Any, ...]
+Gradients = Sequence[Tensor | None]
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 0
@@ -52,6 +53,8 @@ class Benchmark:
         tolerance: by dtype, the largest difference allowed, relative to the largest value of the reference.
         work: `work(case, dtype, backward)` counts what the floor is computed from; forward and backward together
             where `backward` is true. None: no floor.
+        compared: what of the result of a call is compared, where providers need not agree on all of it; timed is the
+            call alone.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Benchmark:
     backward: bool = False
     tolerance: Mapping[torch.dtype, float] = field(default_factory=dict)
     work: Callable[[Case, torch.dtype, bool], Work | None] = lambda case, dtype, backward: None
+    compared: Callable[[Any], Any] = lambda result: result
 
     def __post_init__(self) -> None:
         if not self.cases:
@@ -83,7 +87,7 @@ class Plan:
     case_filter: str = ""
     provider_filter: str = ""
     cases: int | None = None
-    repeats: int = 50
+    repeats: int = 50  # 0: nothing is timed
     seconds: float = 10.0  # that the repeats of one stage of one case may take
     attempts: int = 3  # at a stage of a case whose times scatter: the calmest counts
 
@@ -116,22 +120,23 @@ class Step:
             self.call = self.call(module)
         for _, tensor in self.wanted:
             tensor.requires_grad_(backward)
-        self.backward = backward
+        self.backward, self.compared = backward, benchmark.compared
         self.upstream: list[Tensor] | None = None
 
-    def __call__(self) -> tuple[list[Tensor], Sequence[Tensor | None]]:
+    def __call__(self, part: Callable[[Any], Any] = lambda result: result) -> tuple[list[Tensor], Gradients]:
         with torch.set_grad_enabled(self.backward):
-            outputs = leaves(self.call(*self.positional, **self.keywords))
+            outputs = leaves(part(self.call(*self.positional, **self.keywords)))
         return outputs, self._gradients(outputs) if self.backward else ()
 
     def named_results(self) -> Named:
-        """Run once from a fixed seed and name what comes out."""
+        """Run once from a fixed seed and name what comes out and is to be compared."""
         torch.manual_seed(SEED)
-        outputs, gradients = self()
+        outputs, gradients = self(self.compared)
+        self.upstream = None
         results = [(f"output {i}", output.detach()) for i, output in enumerate(outputs)]
         return results + [(f"gradient of {n}", g) for (n, _), g in zip(self.wanted, gradients, strict=self.backward)]
 
-    def _gradients(self, outputs: list[Tensor]) -> Sequence[Tensor | None]:
+    def _gradients(self, outputs: list[Tensor]) -> Gradients:
         roots = [output for output in outputs if output.requires_grad]
         if not roots:
             return [None] * len(self.wanted)
@@ -164,7 +169,7 @@ def main(*benchmarks: Benchmark, argv: Sequence[str] | None = None) -> int:
     print(table([row for rows in results.values() for row in rows], stamp, ceilings.measured()))
     for name, rows in results.items():
         path = (options.csv or RESULTS) / file_stem(name, options.dtype, options.device, stamp)
-        if rows and (options.csv or not options.quick):
+        if rows and (options.csv or not (options.quick or options.check)):
             write_csv(rows, stamp, ceilings.measured(), Path(f"{path}.csv"))
         if rows and options.plot:
             plot(rows, Path(f"{path}.png"))
@@ -176,10 +181,17 @@ def _compare(
 ) -> Iterator[Result]:
     stage = "forward+backward" if backward else "forward"
     progress.show(f"{benchmark.name} {label(case)}, {stage}: checking")
-    work = benchmark.work(case, plan.dtype, backward)
-    floor, bound_by = ceilings.floor(work) if work else (None, "")
     steps, verdicts = _checked(benchmark, case, plan, backward)
-    progress.show(f"{benchmark.name} {label(case)}, {stage}: timing")
+    if plan.repeats:
+        work = benchmark.work(case, plan.dtype, backward)
+        progress.show(f"{benchmark.name} {label(case)}, {stage}: timing")
+    else:
+        work, verdicts = (
+            None,
+            {n: ("agrees", "not timed") if n in steps else verdict for n, verdict in verdicts.items()},
+        )
+        steps = {}
+    floor, bound_by = ceilings.floor(work) if work else (None, "")
     peaks = {name: peak_bytes(step, plan.device) for name, step in steps.items()}
     seconds = _calmest(steps, plan)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
@@ -212,7 +224,7 @@ def _calmest(steps: Mapping[str, Step], plan: Plan) -> dict[str, list[float]]:
     def noise(times: Mapping[str, Sequence[float]]) -> float:
         return max(map(iqr_percent, times.values()), default=0)
 
-    attempts: list[dict[str, list[float]]] = []
+    attempts: list[dict[str, list[float]]] = [] if steps else [{}]
     while len(attempts) < plan.attempts and (not attempts or noise(attempts[-1]) > NOISY_PERCENT):
         attempts.append(time_in_turns(steps, plan.device, plan.repeats, plan.seconds))
     return min(attempts, key=noise)
@@ -263,6 +275,7 @@ def _options(benchmarks: Sequence[Benchmark], argv: Sequence[str] | None) -> tup
     parser.add_argument("--dtype", choices=[str(d).removeprefix("torch.") for d in TOLERANCE], default="float32")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--quick", action="store_true", help="only the smallest case, with few repeats, and no CSV")
+    parser.add_argument("--check", action="store_true", help="only whether providers agree, in the smallest case")
     parser.add_argument(
         "--backward", action=argparse.BooleanOptionalAction, help="time it too (default: as the benchmark declares)"
     )
@@ -279,6 +292,7 @@ def _options(benchmarks: Sequence[Benchmark], argv: Sequence[str] | None) -> tup
     case, _, provider = options.only.partition("/")
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     effort = {"cases": 1, "repeats": 5, "seconds": 1.0, "attempts": 1} if options.quick else {}
+    effort |= {"cases": 1, "repeats": 0} if options.check else {}
     plan = Plan(device, dtype, options.backward, case, provider, **effort)
     if not any(plan.cases_of(b) and any(provider in name for name in b.providers) for b in benchmarks):
         parser.error(f"--only {options.only}: no case and provider has that in its name")

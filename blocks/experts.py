@@ -17,6 +17,16 @@ class Expert(nn.Module):
     images to it, and no windows. `tile_multiple` is the side of the cells, counted from the corner of the map, that an
     expert cuts it into; windows are multiples of it.
 
+    Shape:
+        ``(B, C, H, W)`` -> ``(B, C, H, W)``; of `valid`: ``(B, C, H + 2 halo, W + 2 halo)`` -> ``(B, C, H, W)``
+
+    Args:
+        channels: number of channels ``C``.
+
+    Raises:
+        TypeError: if the input is not floating point.
+        ValueError: if ``channels`` < 1, or the input has another number of channels.
+
     >>> class Edges(Expert):
     ...     halo = 1
     ...     def valid(self, x):

@@ -155,9 +155,11 @@ class MoE2d(nn.Module):
         else:
             places = assignment.places()
             like = wide.new_empty(len(places), self.channels, size, size)
-            mixed = by_choice(
-                experts, lambda some: windows_of(wide, size, surplus, places[some]), assignment, run, like
-            )
+
+            def take(rows: Sequence[Tensor]) -> Sequence[Tensor]:
+                return windows_of(wide, size, surplus, [places[some] for some in rows])
+
+            mixed = by_choice(experts, take, assignment, run, like)
             mixed = put_together(assignment.onto_grid(mixed), route.grid)
         return cropped(mixed, x.shape[2], x.shape[3]), route
 
@@ -166,7 +168,7 @@ class MoE2d(nn.Module):
         assignment, experts = self._assignment(route), list(cast(nn.ModuleList, self.experts))
         if computes_all(x):
             return masked(experts, x, assignment, run_whole, x), route
-        return by_choice(experts, lambda some: x[some], assignment, run_whole, x), route
+        return by_choice(experts, lambda rows: [x[some] for some in rows], assignment, run_whole, x), route
 
     def _assignment(self, route: RouteResult) -> Assignment:
         """The chosen experts, and behind them those that every region goes to."""

@@ -10,7 +10,7 @@ from .experts import Expert, cut
 from .precision import at_least_float32
 
 Run = Callable[[nn.Module, Tensor], Tensor]
-Take = Callable[[Tensor], Tensor]
+Take = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 EPS = 1e-5
 
@@ -65,16 +65,17 @@ def by_choice(experts: Sequence[nn.Module], take: Take, assignment: Assignment, 
 
     Args:
         experts: in their order.
-        take: gives those of the T regions that are asked for by number, (n, C, h, w), with whatever surrounds them.
+        take: gives each expert those of the T regions that it asks for by number, (n, C, h, w), with whatever
+            surrounds them.
         assignment: which of them go where.
         run: applies an expert.
         like: of the shape and dtype of what is returned.
     """
     mixed = torch.zeros_like(like)
-    for number, expert in enumerate(experts):
-        rows, places = (assignment.indices == number).nonzero(as_tuple=True)
+    chosen = [(assignment.indices == number).nonzero(as_tuple=True) for number in range(len(experts))]
+    for (rows, places), expert, x in zip(chosen, experts, take([rows for rows, _ in chosen]), strict=True):
         if len(rows) or torch.is_grad_enabled():
-            made = _checked(run(expert, take(rows)), like, expert)
+            made = _checked(run(expert, x), like, expert)
             # Each row comes once: nothing is added up in an order that could vary.
             mixed.index_add_(0, rows, _weighted(made, assignment.weights[rows, places][:, None, None, None], like))
     return mixed
@@ -143,65 +144,71 @@ class Grid(NamedTuple):
         return regions // (rows * columns), regions // columns % rows, regions % columns
 
 
-def windows_of(x: Tensor, size: int, surplus: int, regions: Tensor) -> Tensor:
-    """Copy windows out of a map, each with the pixels around it.
+def windows_of(x: Tensor, size: int, surplus: int, regions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Copy windows out of a map, each with the pixels around it, for several who ask.
 
     Shape:
-        ``(B, C, h size + 2 surplus, w size + 2 surplus)``, ``(T,)`` -> ``(T, C, size + 2 surplus, size + 2 surplus)``
+        ``(B, C, h size + 2 surplus, w size + 2 surplus)``, each ``(T,)`` -> each
+        ``(T, C, size + 2 surplus, size + 2 surplus)``
 
     Args:
         x: the map.
         size: of a window.
         surplus: how many pixels around it come along.
-        regions: the places of T different windows, by rows.
+        regions: for each who asks the places of T different windows, by rows.
 
-    >>> windows_of(torch.arange(6.0).view(1, 1, 1, 6), 1, 0, torch.tensor([4, 1])).flatten()
+    >>> windows_of(torch.arange(6.0).view(1, 1, 1, 6), 1, 0, [torch.tensor([4, 1])])[0].flatten()
     tensor([4., 1.])
     """
-    return _Windows.apply(x, Grid(size, surplus), regions)
+    return _Windows.apply(x, Grid(size, surplus), *regions)
 
 
 class _Windows(torch.autograd.Function):
-    """`windows_of`; autograd's own gradient of `unfold` takes three times as long."""
+    """`windows_of`; autograd's own gradient takes three times as long, and makes a map for each who asks."""
 
     @staticmethod
-    def forward(x: Tensor, grid: Grid, regions: Tensor) -> Tensor:
-        return grid.view(x)[grid.places(x, regions)]
+    def forward(x: Tensor, grid: Grid, *regions: Tensor) -> tuple[Tensor, ...]:
+        view = grid.view(x)
+        return tuple(view[grid.places(x, some)] for some in regions)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, ctx.grid, regions = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, ctx.grid, *regions = inputs
         ctx.shape = x.shape
-        ctx.save_for_backward(regions)
+        ctx.save_for_backward(*regions)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _Spread.apply(gradient, ctx.grid, *ctx.saved_tensors, ctx.shape), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        spread = _Spread.apply(ctx.grid, ctx.shape, *ctx.saved_tensors, *gradients)
+        return spread, None, *(None for _ in gradients)
 
 
 class _Spread(torch.autograd.Function):
-    """Its adjoint: windows added into a map of zeros."""
+    """Its adjoint: the windows of all added into a map of zeros."""
 
     @staticmethod
-    def forward(windows: Tensor, grid: Grid, regions: Tensor, shape: torch.Size) -> Tensor:
-        x = windows.new_zeros(shape)
-        view, places = grid.view(x), grid.places(x, regions)
-        apart = -(-windows.shape[-1] // grid.size)
-        kind = places[1] % apart * apart + places[2] % apart
-        for number in range(apart * apart):  # windows of one kind do not meet, and so may be written at once
-            some = (kind == number).nonzero()[:, 0]
-            here = tuple(place[some] for place in places)
-            view[here] = view[here] + windows[some]
+    def forward(grid: Grid, shape: torch.Size, *regions_and_windows: Tensor) -> Tensor:
+        asked = len(regions_and_windows) // 2
+        x = regions_and_windows[asked].new_zeros(shape)
+        view, apart = grid.view(x), -(-(grid.size + 2 * grid.surplus) // grid.size)
+        for regions, windows in zip(regions_and_windows[:asked], regions_and_windows[asked:], strict=True):
+            places = grid.places(x, regions)
+            kind = places[1] % apart * apart + places[2] % apart
+            for number in range(apart * apart if len(regions) else 0):
+                some = (kind == number).nonzero()[:, 0]  # these do not meet, and so may be written at once
+                here = tuple(place[some] for place in places)
+                view[here] = view[here] + windows[some]
         return x
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.grid, regions, _ = inputs
-        ctx.save_for_backward(regions)
+        ctx.grid, _, *regions_and_windows = inputs
+        ctx.save_for_backward(*regions_and_windows[: len(regions_and_windows) // 2])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return _Windows.apply(gradient, ctx.grid, *ctx.saved_tensors), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        windows = _Windows.apply(gradient, ctx.grid, *ctx.saved_tensors)
+        return None, None, *(None for _ in windows), *windows
 
 
 def put_together(windows: Tensor, grid: tuple[int, int, int]) -> Tensor:

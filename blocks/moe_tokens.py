@@ -11,10 +11,16 @@ from .moe_dispatch import Assignment
 
 
 class StackedExperts(nn.Module):
-    """Pointwise experts of one width, which a token is taken to by its assignment: (T, C) -> (T, C).
+    """Pointwise experts of one width, which a token is taken to by its assignment.
+
+    Shape:
+        ``(T, C)`` -> ``(T, C)``
 
     Args:
         experts: whose weights are taken over.
+
+    Source:
+        Outrageously Large Neural Networks (arXiv:1701.06538), section 2; grouped as `expert_mlp` takes them.
 
     >>> experts = StackedExperts([PointwiseExpert(8), PointwiseExpert(8)])
     >>> assignment = Assignment(torch.tensor([[1]] * 5), torch.ones(5, 1), (1, 1, 5), None)

@@ -93,9 +93,10 @@ class MSGUp(nn.Module):
 
     "pixelshuffle": :math:`y = \mathrm{gate}(W * \mathrm{PixelShuffle}_s(x) + b)`, whose convolution reads
     C_in / (s * s) channels. "expand": :math:`y = \mathrm{gate}(\mathrm{PixelShuffle}_s(W * x + b))`, a convolution to
-    s * s C_out channels at the lower size, which starts as nearest upsampling (`PixelShuffleUp`). "dysample":
-    :math:`y = \mathrm{gate}(W * \mathrm{DySample}_s(x) + b)`, which samples all channels where the map says, in four
-    groups if C_in allows it, and is not `tile_safe`. The gate is a `ConvGate`, which starts by passing on what it gets.
+    s * s C_out channels at the lower size, which starts as nearest upsampling and stays level (`PixelShuffleUp`).
+    "dysample": :math:`y = \mathrm{gate}(W * \mathrm{DySample}_s(x) + b)`, which samples all channels where the map
+    says, in four groups if C_in allows it, and is not `tile_safe`. The gate is a `ConvGate`, which starts by passing on
+    what it gets.
 
     Shape:
         ``(B, C_in, H, W)`` -> ``(B, C_out, s H, s W)``, memory format kept.
@@ -143,7 +144,7 @@ class MSGUp(nn.Module):
         self.form = form
         self.tile_safe = form != "dysample"
         if form == "expand":
-            self.upsample = PixelShuffleUp(in_channels, out_channels, scale_factor=scale_factor)
+            self.upsample = PixelShuffleUp(in_channels, out_channels, scale_factor=scale_factor, level=True)
             self.receptive_radius = 1 + math.ceil(int(gated) / scale_factor)
         else:
             width = in_channels if form == "dysample" else in_channels // cell

@@ -138,13 +138,15 @@ class DoubleConvChannelMixer(nn.Module):
         channels: number of channels ``C``.
         expansion: the hidden width in multiples of ``C``.
         activation: "gelu" or "mish".
+        branches: what each convolution is trained as, in the notation of `RepConv2d`; by default as it is.
 
     Raises:
         TypeError: if the input is not floating point.
-        ValueError: if a number is < 1, ``activation`` is unknown, or the input has another number of channels.
+        ValueError: if a number is < 1, ``activation`` or a branch is unknown, or the input has another number of
+            channels.
 
     Source:
-        PLKSR (arXiv:2404.11848), section 3.1 (DCCM).
+        PLKSR (arXiv:2404.11848), section 3.1 (DCCM); branches as in ECBSR (doi:10.1145/3474085.3475291).
 
     >>> DoubleConvChannelMixer(8)(torch.zeros(1, 8, 5, 7)).shape
     torch.Size([1, 8, 5, 7])
@@ -154,14 +156,22 @@ class DoubleConvChannelMixer(nn.Module):
     receptive_radius = 2
     tile_multiple = 1
 
-    def __init__(self, channels: int, *, expansion: int = 2, activation: Activation = "gelu") -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        expansion: int = 2,
+        activation: Activation = "gelu",
+        branches: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         check_positive(channels=channels, expansion=expansion)
         check_choice("activation", activation, ACTIVATIONS)
         self.channels = channels
         self.activation = activation
-        self.conv1 = nn.Conv2d(channels, expansion * channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(expansion * channels, channels, 3, padding=1)
+        self.conv1 = _mixing_conv(channels, expansion * channels, branches)
+        self.conv2 = _mixing_conv(expansion * channels, channels, branches)
+        start_small(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels, self)
@@ -188,12 +198,13 @@ class PLKBlock(nn.Module):
         norm: "none"; "layer" normalises the channels of each pixel first; "group" is RealPLKSR's normalisation before
             the sum, in 4 groups, and a number the same in so many: it takes the statistics of the whole map, so tiles
             are not exact.
-        activation: of the mixer, "gelu" or "mish".
         branches: what the large kernel is trained as, instead of what ``form`` says.
+        mixer: `DoubleConvChannelMixer` of one's own: with another activation, width or branches.
 
     Raises:
         TypeError: if the input is not floating point.
-        ValueError: if a size, form, norm or activation is none of those, or the input has another number of channels.
+        ValueError: if a size, form or norm is none of those, the mixer is of other channels, or the input has another
+            number of channels.
 
     Source:
         PLKSR (arXiv:2404.11848), section 3 and figure 3.
@@ -213,12 +224,14 @@ class PLKBlock(nn.Module):
         form: Form = "dense",
         attention: bool = True,
         norm: BlockNorm | int = "none",
-        activation: Activation = "gelu",
         branches: Sequence[str] | None = None,
+        mixer: DoubleConvChannelMixer | None = None,
     ) -> None:
         super().__init__()
         self.channels = channels
-        self.mixer = DoubleConvChannelMixer(channels, activation=activation)
+        self.mixer = mixer or DoubleConvChannelMixer(channels)
+        if self.mixer.channels != channels:
+            raise ValueError(f"mixer must be of {channels} channels, got {self.mixer.channels}")
         self.large_kernel = PartialLargeKernelConv(
             channels, kernel_size=kernel_size, split_ratio=split_ratio, form=form, branches=branches
         )
@@ -227,7 +240,7 @@ class PLKBlock(nn.Module):
         self.norm = _norm(norm, channels)
         self.tile_safe = norm in ("none", "layer")
         self.receptive_radius = self.mixer.receptive_radius + self.large_kernel.receptive_radius + int(attention)
-        self.reset_parameters()
+        start_small(self.refine, self.attention, self.large_kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels, self)
@@ -235,10 +248,12 @@ class PLKBlock(nn.Module):
         y = self.refine(self.attention(self.large_kernel(y)))
         return x + (self.norm(y) if isinstance(self.norm, nn.GroupNorm) else y)
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        small = [self.mixer.conv2, self.refine, *self.attention.modules(), *self.large_kernel.modules()]
-        for module in small:
+
+@torch.no_grad()
+def start_small(*parts: nn.Module) -> None:
+    """Start convolutions as those of PLKSR do."""
+    for part in parts:
+        for module in part.modules():
             if isinstance(module, nn.Conv2d):
                 fill(module.weight, nn.init.trunc_normal_, std=0.02)
 
@@ -255,6 +270,12 @@ def trained_branches(form: Form, kernel_size: int) -> tuple[str, ...]:
         known = max((size for size in DILATED_BRANCHES if size <= kernel_size), default=None)
         return (whole, *DILATED_BRANCHES[known][1:]) if known else (whole,)
     return (whole,)
+
+
+def _mixing_conv(in_channels: int, out_channels: int, branches: Sequence[str] | None) -> nn.Module:
+    if branches is None:
+        return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    return RepConv2d(in_channels, out_channels, branches=branches)
 
 
 def _norm(norm: BlockNorm | int, channels: int) -> LayerNorm2d | nn.GroupNorm | None:

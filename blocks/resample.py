@@ -21,7 +21,9 @@ class PixelShuffleUp(nn.Module):
     r"""Upsample by a convolution to ``s * s`` times the channels whose groups become the pixels of an s x s cell.
 
     :math:`y = \mathrm{PixelShuffle}_s(W * x + b)`. At initialisation (ICNR) the s * s kernels of an output channel
-    are equal, so that the block is a convolution followed by nearest upsampling: no checkerboard to unlearn.
+    are equal, so that the block is a convolution followed by nearest upsampling: no checkerboard to unlearn. With
+    `level` none can be learned: the kernels of a cell sum to their mean sum, as those of an interpolation do, and share
+    their mean bias, whatever the parameters are, so that a constant map stays one.
 
     Shape:
         ``(B, C_in, H, W)`` -> ``(B, C_out, s H, s W)``.
@@ -31,13 +33,16 @@ class PixelShuffleUp(nn.Module):
         out_channels: number of channels ``C_out``; ``in_channels`` where it is not given.
         scale_factor: upsampling factor ``s``.
         kernel_size: odd size of the convolution's kernel, in input pixels.
+        level: whether all pixels of a cell answer a constant map alike.
 
     Raises:
         TypeError: if the input is not floating point.
         ValueError: if a number is < 1, ``kernel_size`` is even, or the input has another number of channels.
 
     Source:
-        Sub-pixel convolution (arXiv:1609.05158), section 3; ICNR (arXiv:1707.02937), section 4.
+        Sub-pixel convolution (arXiv:1609.05158), section 3; ICNR (arXiv:1707.02937), section 4; the condition that
+        `level` keeps: Sugawara et al., Checkerboard artifacts free convolutional neural networks, APSIPA Transactions
+        on Signal and Information Processing 8, 2019.
 
     >>> PixelShuffleUp(8, scale_factor=3)(torch.zeros(1, 8, 5, 7)).shape
     torch.Size([1, 8, 15, 21])
@@ -47,7 +52,13 @@ class PixelShuffleUp(nn.Module):
     tile_multiple = 1
 
     def __init__(
-        self, in_channels: int, out_channels: int | None = None, *, scale_factor: int = 2, kernel_size: int = 3
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        *,
+        scale_factor: int = 2,
+        kernel_size: int = 3,
+        level: bool = False,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -56,7 +67,11 @@ class PixelShuffleUp(nn.Module):
         self.in_channels = in_channels
         self.scale_factor = scale_factor
         self.receptive_radius = kernel_size // 2
-        self.conv = nn.Conv2d(in_channels, out_channels * scale_factor**2, kernel_size, padding=kernel_size // 2)
+        cell = scale_factor**2
+        if level:
+            self.conv = _LevelConv2d(in_channels, out_channels, kernel_size, cell=cell)
+        else:
+            self.conv = nn.Conv2d(in_channels, out_channels * cell, kernel_size, padding=kernel_size // 2)
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,6 +86,21 @@ class PixelShuffleUp(nn.Module):
 
     def extra_repr(self) -> str:
         return f"scale_factor={self.scale_factor}"
+
+
+class _LevelConv2d(nn.Conv2d):
+    """A convolution to `cell` channels for each one, which are equal where the map is constant."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, cell: int) -> None:
+        super().__init__(in_channels, out_channels * cell, kernel_size, padding=kernel_size // 2)
+        self.cell = cell
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = (at_least_float32(x).unflatten(0, (-1, self.cell)) for x in self.parameters())
+        means = weight.mean((3, 4), keepdim=True)
+        weight = weight - means + means.mean(1, keepdim=True)
+        bias = bias.mean(1, keepdim=True).expand_as(bias)
+        return self._conv_forward(input, *(x.flatten(0, 1).to(self.weight.dtype) for x in (weight, bias)))
 
 
 class BicubicUp(nn.Module):

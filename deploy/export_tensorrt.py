@@ -42,7 +42,9 @@ def write_engine(subject: Subject, path: Path, goal: Path, size: tuple[int, int]
     open_dims = {dim for dim, name in OPEN.items() if name in report.dynamic}
     fastest = subject.shape[:2] + (size or (FASTEST_SIDE, FASTEST_SIDE))
     shape = tuple(fastest[dim] if dim in open_dims else side for dim, side in enumerate(subject.shape))
-    profile = profile_for(shape, open_dims) if open_dims else None
+    numbers = (bounds.partition(" ")[0] for bounds in report.dynamic.values())  # "5 and up"
+    smallest = max((int(number) for number in numbers if number.isdecimal()), default=1)
+    profile = profile_for(shape, open_dims, smallest) if open_dims else None
     typed = report.dtype == "float16"
     builder = build_engine(report.path, path, profile, typed=typed)
     if builder is None:
@@ -57,14 +59,14 @@ def write_engine(subject: Subject, path: Path, goal: Path, size: tuple[int, int]
     )
 
 
-def profile_for(shape: tuple[int, ...], open_dims: set[int]) -> Profile:
-    """From a quarter to four times of each side that may change, of one image.
+def profile_for(shape: tuple[int, ...], open_dims: set[int], smallest: int = 1) -> Profile:
+    """From a quarter to four times of each side that may change, of one image; a side is `smallest` at least.
 
     >>> profile_for((1, 3, 256, 100), {0, 2, 3}).most
     (1, 3, 1024, 400)
     """
     best = tuple(1 if dim == 0 and dim in open_dims else side for dim, side in enumerate(shape))
-    least = tuple(max(1, side // SPAN) if dim in open_dims and dim else side for dim, side in enumerate(best))
+    least = tuple(max(smallest, side // SPAN) if dim in open_dims and dim else side for dim, side in enumerate(best))
     most = tuple(SPAN * side if dim in open_dims and dim else side for dim, side in enumerate(best))
     return Profile(least, best, most)
 

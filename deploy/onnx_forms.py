@@ -1,9 +1,9 @@
 """Kernels in the operators of torch alone, for runtimes that do not know ours: what becomes of them in ONNX.
 
-A scan over images becomes one scan whose groups of channels are the directions. Window attention becomes the gathers
-and the masked softmax of its reference; a blur becomes a padded Conv along each side, a Haar transform the sums of its
-reference. The choice of experts becomes that of its reference; the experts are all computed for all tokens, and masked:
-products of matrices are what every runtime is fast at, and numbers of tokens stay dynamic.
+A scan over images becomes one scan whose groups of channels are the directions; a blur becomes a padded Conv along each
+side, a Haar transform the sums of its reference. The choice of experts becomes that of its reference; the experts are
+all computed for all tokens, and masked: products of matrices are what every runtime is fast at, and numbers of tokens
+stay dynamic.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +23,6 @@ from ..kernels.modulated_conv.reference import noise_bias_act_reference
 from ..kernels.noise_field.reference import noise_field_reference
 from ..kernels.operand_rules import compute_dtype
 from ..kernels.selective_scan_2d.operands import pixels_of_steps
-from ..kernels.window_attention.operands import Layout, Operands
-from ..kernels.window_attention.reference import attend
 
 
 def torch_forms() -> dict[Any, Callable[..., Any]]:
@@ -42,7 +40,6 @@ def torch_forms() -> dict[Any, Callable[..., Any]]:
         torch.ops.claritycore.noise_bias_act.default: _by_steps,
         torch.ops.claritycore.noise_field.default: lambda *inputs: noise_field_reference(*inputs[:-1]),
         torch.ops.claritycore.selective_scan_2d.default: _by_one_scan,
-        torch.ops.claritycore.window_attention.default: _by_gathers,
     }
 
 
@@ -82,12 +79,6 @@ def _by_steps(*inputs: Any) -> Tensor:
     """Write `claritycore::noise_bias_act` by its reference."""
     operands, (activation, gain, clamp, _) = Epilogue(*inputs[: len(Epilogue._fields)]), inputs[len(Epilogue._fields) :]
     return noise_bias_act_reference(operands, activation, gain, clamp)
-
-
-def _by_gathers(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """Write `claritycore::window_attention` by its reference, masks and all: the number of windows stays dynamic."""
-    operands, layout = Operands(*inputs[: len(Operands._fields)]), Layout(*inputs[len(Operands._fields) : -1])
-    return attend(operands, layout), operands.qkv.new_empty(0, dtype=operands.dtype)
 
 
 def _by_one_scan(

@@ -1,8 +1,8 @@
 """Modules with our kernels in them as ONNX. Needs the extra `export`.
 
 A selective scan becomes ONNX's Scan, one step a turn, so that lengths, heights and widths may stay dynamic; it is
-computed in float32. A depthwise convolution becomes Conv and its activation, in float32 too. The other kernels become
-operators of torch first: `onnx_forms` says how.
+computed in float32. A depthwise convolution becomes Conv and its activation, in float32 too, window attention gathers
+and a masked softmax (`onnx_attention`). The other kernels become operators of torch first: `onnx_forms` says how.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from onnxscript import opset18 as op
 from torch import nn
 
 from ..kernels.depthwise_conv2d.operands import LEAKY_SLOPE
+from .onnx_attention import window_attention
 from .onnx_forms import torch_forms
 
 OPSET = 18
@@ -54,9 +55,14 @@ def translated(program: torch.export.ExportedProgram, **options: Any) -> torch.o
         torch.ops.aten.sort.stable: _stable_sort,
         torch.ops.claritycore.depthwise_conv2d.default: _depthwise_conv2d,
         torch.ops.claritycore.selective_scan.default: _selective_scan,
+        torch.ops.claritycore.window_attention.default: window_attention,
     }
+    forms = torch_forms()
+    parts = (part for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule))
+    if any(node.target in forms for part in parts for node in part.graph.nodes):  # else the pass is seconds for nothing
+        program = program.run_decompositions(forms)
     exported = torch.onnx.export(
-        program.run_decompositions(torch_forms()),
+        program,
         dynamo=True,
         custom_translation_table=table,
         opset_version=OPSET,

@@ -31,6 +31,7 @@ def restore_picture(
     overlap: int | None = None,
     batch: int = 1,
     alpha: Alpha = "bicubic",
+    noise_seed: int | None = None,
     progress: Progress | None = None,
 ) -> Picture:
     """Restore a picture by a net of 3 or 1 image channels; depth, ICC profile and EXIF stay what they are.
@@ -52,6 +53,7 @@ def restore_picture(
         overlap: input pixels that are read around a tile; None chooses as described above.
         batch: how many tiles of equal size run at once.
         alpha: what becomes of alpha, "bicubic", "model" or "drop".
+        noise_seed: of the noise that the net adds, the same in any tile, as `restore_tiled` takes it; alpha has none.
         progress: called with the pixels done and all pixels, after each run of the net.
 
     Returns:
@@ -69,14 +71,14 @@ def restore_picture(
     check_choice("alpha", alpha, get_args(Alpha))
     tile, overlap = choose_tiles(net, picture, tile, overlap)
 
-    def restored(image: Tensor, progress: Progress | None = None) -> Tensor:
+    def restored(image: Tensor, noise: int | None = None, progress: Progress | None = None) -> Tensor:
         given = _as_the_net_takes_it(net, image)
-        output = restore_tiled(net, given, tile, overlap=overlap, batch=batch, progress=progress)
+        output = restore_tiled(net, given, tile, overlap=overlap, batch=batch, noise_seed=noise, progress=progress)
         return _as_it_was(net, image, given, output)
 
     if picture.alpha is None or alpha == "drop":
-        return replace(picture, pixels=restored(picture.pixels, progress), alpha=None)
-    pixels = restored(spread(picture.pixels, picture.alpha), progress)
+        return replace(picture, pixels=restored(picture.pixels, noise_seed, progress), alpha=None)
+    pixels = restored(spread(picture.pixels, picture.alpha), noise_seed, progress)
     if alpha == "model":
         return replace(picture, pixels=pixels, alpha=restored(picture.alpha))
     return replace(picture, pixels=pixels, alpha=enlarged(picture.alpha, pixels.shape[-1] // picture.alpha.shape[-1]))

@@ -150,6 +150,7 @@ class _Restorer:
                 overlap=overlap,
                 batch=options.batch,
                 alpha=options.alpha,
+                noise_seed=options.noise_seed,
                 progress=lambda done, total: progress(done / total),
             )
 

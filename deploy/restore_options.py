@@ -16,7 +16,7 @@ class RestoreOptions:
     """How files are restored.
 
     Args:
-        scale: what the net's scale must be; another is refused.
+        scale: what the net's scale must be, or which of several; another is refused.
         tile: largest side of a tile in input pixels; by default pictures whose result has more than 2048 x 2048 pixels
             run in tiles.
         overlap: input pixels that are read around a tile; by default the net's receptive radius, at most 64. A net that
@@ -29,6 +29,7 @@ class RestoreOptions:
         ext: format in the output folder: png, tif, jpg, webp or bmp; by default that of each picture.
         depth: bits per sample, 8 or 16; by default those of each picture.
         quality: of JPEG (95 by default) and WebP (lossless by default), 1 to 100.
+        noise_seed: of the noise that some nets add to texture if they are asked for it; by default there is none.
         tta: average over eight turns and mirrorings, at eight times the work.
         side_by_side: write also a comparison: the picture enlarged bicubically on the left, the result on the right.
         overwrite: replace files that exist.
@@ -53,6 +54,7 @@ class RestoreOptions:
     ext: str | None = None
     depth: Literal[8, 16] | None = None
     quality: int | None = None
+    noise_seed: int | None = None
     tta: bool = False
     side_by_side: bool = False
     overwrite: bool = False
@@ -66,6 +68,10 @@ class RestoreOptions:
             raise ValueError(f"overlap must be an integer of at least 0, got {self.overlap!r}")
         check_choice("dtype", self.dtype, get_args(DType))
         check_choice("alpha", self.alpha, get_args(Alpha))
+        if self.noise_seed is not None and not 0 <= self.noise_seed < 2**63:
+            raise ValueError(f"noise_seed must be from 0 to 2^63 - 1, got {self.noise_seed!r}")
+        if self.noise_seed is not None and (self.tta or self.batch > 1):
+            raise ValueError("noise_seed is for single tiles: leave out tta, whose mean blurs noise, and batch")
         if any(separator in self.suffix for separator in "/\\"):
             raise ValueError(f"suffix must be a part of a name, without / and \\, got {self.suffix!r}")
         if self.depth not in (None, 8, 16):

@@ -1,5 +1,6 @@
 """Running a net over an image in tiles: the same pixels in less memory."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..blocks import NoiseField
 from ..blocks.checks import check_choice, check_positive
 from .canvas import Box, Canvas
 
@@ -31,6 +33,7 @@ def restore_tiled(
     overlap: int | None = None,
     blend: Blend = "auto",
     batch: int = 1,
+    noise_seed: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Run a net over an image tile by tile; with the default overlap the result is that of the whole image.
@@ -58,6 +61,8 @@ def restore_tiled(
             is not tile-safe or does not say.
         blend: "auto", "crop" or "linear", see above.
         batch: how many tiles of equal size run at once, each of all B images.
+        noise_seed: of the noise of a net that takes one; each tile is told where it lies, so that a pixel has the noise
+            that it has in the whole image. Then tiles run one at a time.
         progress: called with the pixels done and all pixels of an image, (done, H * W), after each run.
 
     Returns:
@@ -66,7 +71,8 @@ def restore_tiled(
     Raises:
         TypeError: if ``image`` is not floating point.
         ValueError: if ``image`` is not (B, C, H, W), ``tile`` or ``batch`` is no integer of at least 1, ``overlap``
-            none of at least 0, ``blend`` unknown, or the net's output is not the input enlarged by a whole factor.
+            none of at least 0, ``blend`` unknown, or the net's output is not the input enlarged by a whole factor; if a
+            ``noise_seed`` is out of range, given to a net that takes none, or with a ``batch`` above 1.
         RuntimeError: if memory runs out even with the smallest tiles.
 
     Warns:
@@ -79,12 +85,14 @@ def restore_tiled(
     True
     """
     tiling = _tiling(net, image, tile, overlap, blend, batch)
+    if noise_seed is not None:
+        _check_noise(net, noise_seed, batch)
     whole = Box(0, 0, *image.shape[-2:])
     pending, canvas, done = tiling.cut([whole], whole), None, 0
     with torch.inference_mode(), _evaluating(net):
         while pending or canvas is None:
             tiles, windows = tiling.take(pending, whole)
-            restored = _attempt(net, image, windows)
+            restored = _attempt(net, image, windows, noise_seed)
             if restored is None:
                 tiling.shrink(len(tiles))
                 pending = tiling.cut([*pending, *tiles], whole)
@@ -227,12 +235,24 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _attempt(net: nn.Module, image: Tensor, windows: Sequence[Box]) -> Tensor | None:
+def _check_noise(net: nn.Module, noise_seed: int, batch: int) -> None:
+    NoiseField(noise_seed)  # raises for a number that is none
+    taken = inspect.signature(net.forward).parameters.values()
+    if not any(each.name == "noise_seed" or each.kind is each.VAR_KEYWORD for each in taken):
+        raise ValueError(f"noise_seed must be None for {type(net).__name__}, which takes none")
+    if batch > 1:
+        raise ValueError(f"batch must be 1 with a noise_seed: each tile has a place of its own, got {batch}")
+
+
+def _attempt(net: nn.Module, image: Tensor, windows: Sequence[Box], noise_seed: int | None) -> Tensor | None:
     """Run the net over windows of the image; None if memory runs out."""
     anchor = next((parameter for parameter in net.parameters() if parameter.is_floating_point()), image)
+    noise = {}
+    if noise_seed is not None:
+        noise = {"noise_seed": NoiseField(noise_seed, offset=(windows[0].top, windows[0].left))}
     try:
         parts = [window.of(image) for window in windows]
-        return net((parts[0] if len(parts) == 1 else torch.cat(parts)).to(anchor))
+        return net((parts[0] if len(parts) == 1 else torch.cat(parts)).to(anchor), **noise)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

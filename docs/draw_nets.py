@@ -20,6 +20,7 @@ NETS = ("swin-unet", "hersr", "harmonic", "rsfmoe", "rrdbnet", "plksr", "span")
 SKELETON = ("stem", "encoder", "downs", "bottleneck", "ups", "fusions", "decoder", "refinement", "head")
 COLOURS = {"stage": "#dbe9f6", "way": "#fde9d0", "end": "#e4f1df", "else": "#efe6f5"}
 SILENT = (nn.Identity, nn.Dropout)
+GAP = 0.9  # between boxes, for an arrow and what lies on it
 
 
 def blocks(module: nn.Module) -> Iterator[str]:
@@ -39,10 +40,12 @@ def words(module: nn.Module) -> str:
 
 
 def repeats(names: list[str]) -> list[str]:
-    """Write a sequence that repeats as one line of its period."""
-    for period in range(2, len(names) // 2 + 1 if len(set(names)) > 1 else 0):
-        if len(names) % period == 0 and names == names[:period] * (len(names) // period):
-            return ["[" + ", ".join(names[:period]) + "]"] * (len(names) // period)
+    """Write a sequence that repeats, but for the last block, as its period in brackets."""
+    for last in (0, 1):
+        most = len(names) - last
+        for period in range(2, most // 2 + 1 if len(set(names)) > 1 else 0):
+            if most % period == 0 and names[:most] == names[:period] * (most // period):
+                return ["[" + ",\n".join(names[:period]) + "]"] * (most // period) + names[most:]
     return names
 
 
@@ -64,7 +67,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text
 
 def height(text: str) -> float:
     """Of the box that holds a text."""
-    return 0.35 + 0.24 * (text.count("\n") + 1)
+    return 0.22 + 0.23 * (text.count("\n") + 1)
 
 
 def draw_unet(axes: Axes, net: UNet) -> float:
@@ -74,28 +77,30 @@ def draw_unet(axes: Axes, net: UNet) -> float:
     box(axes, left - 2.6, y, f"image\n{words(net.stem)}", "end")
     ends = "\n".join(filter(None, (words(net.refinement), words(net.head))))
     box(axes, right + 3.0, y, f"{ends}\n+ image" if net.adds_image else ends, "end")
-    previous = None
+    floors = tops = [y, y]  # of the boxes above and of those that are drawn, on the left and on the right
     for level, (encoder, decoder) in enumerate(zip(net.encoder, net.decoder, strict=True)):
         size = "H x W" if level == 0 else f"H/{2**level} x W/{2**level}"
         texts = [words(stage) for stage in (encoder, decoder)]
-        y = y if previous is None else previous - max(map(height, texts)) - 0.75
-        box(axes, left, y, texts[0], "stage")
-        box(axes, right, y, texts[1], "stage")
+        halves = [height(text) / 2 for text in texts]
+        y = y if level == 0 else min(floors) - GAP - max(halves)
+        tops = [y + half for half in halves]
+        for x, text in zip((left, right), texts, strict=True):
+            box(axes, x, y, text, "stage")
         if level == 0:
             arrow(axes, (left - 2.0, y), (left - 0.9, y))
             arrow(axes, (right + 0.9, y), (right + 2.0, y))
+        else:
+            arrow(axes, (left, floors[0]), (left, tops[0]), words(net.downs[level - 1]))
+            arrow(axes, (right, tops[1]), (right, floors[1]), words(net.ups[level - 1]))
         join = words(net.fusions[level]) if net.fusions else "no skip"
         arrow(axes, (left + 1.0, y), (right - 1.0, y), f"{join}, {widths[level]} channels, {size}")
-        if previous is not None:
-            arrow(axes, (left, previous - 0.3), (left, y + 0.4), words(net.downs[level - 1]))
-            arrow(axes, (right, y + 0.4), (right, previous - 0.3), words(net.ups[level - 1]))
-        previous = y - max(map(height, texts)) / 2
-    bottom = words(net.bottleneck)
+        floors = [y - half for half in halves]
     level = len(net.encoder)
-    y = previous - height(bottom) - 0.5
-    box(axes, (left + right) / 2, y, f"{bottom}\n{widths[-1]} channels, H/{2**level} x W/{2**level}", "stage")
-    arrow(axes, (left, previous), ((left + right) / 2 - 1.2, y), words(net.downs[-1]))
-    arrow(axes, ((left + right) / 2 + 1.2, y), (right, previous), words(net.ups[-1]))
+    bottom = f"{words(net.bottleneck)}\n{widths[-1]} channels, H/{2**level} x W/{2**level}"
+    y = min(floors) - GAP - height(bottom) / 2
+    box(axes, (left + right) / 2, y, bottom, "stage")
+    arrow(axes, (left, floors[0]), ((left + right) / 2 - 1.5, y), words(net.downs[-1]))
+    arrow(axes, ((left + right) / 2 + 1.5, y), (right, floors[1]), words(net.ups[-1]))
     beside = [(name, part) for name, part in net.named_children() if name not in SKELETON and words(part)]
     y -= height(bottom) / 2
     for name, part in beside:

@@ -72,6 +72,15 @@ def stated(net: object, name: str, default: int) -> int:
     return getattr(net, name, getattr(getattr(net, "config", None), name, default))
 
 
+def scales_of(config: BaseConfig) -> tuple[int, ...]:
+    """All scales that a net of this config enlarges by.
+
+    >>> scales_of(BaseConfig())
+    (1,)
+    """
+    return getattr(config, "scales", ()) or (getattr(config, "scale", 1),)
+
+
 def check_config(config: BaseConfig, *, counts: Iterable[str]) -> None:
     """Raise unless `counts` are integers of at least 1, the scale is one of `SCALES`, and each choice one of its own.
 

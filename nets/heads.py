@@ -23,7 +23,8 @@ class ReconstructionHead(nn.Module):
         channels: of the feature map.
         out_channels: of the image.
         scale: 1, 2, 3, 4 or 8.
-        upsampler: "pixelshuffle" enlarges by 2 or 3 at a time, a convolution before each; "dysample" at once.
+        upsampler: "pixelshuffle" enlarges by 2 or 3 at a time, a convolution before each, which can learn no pattern of
+            the scale (`PixelShuffleUp`, level); "dysample" at once.
 
     >>> ReconstructionHead(8, 3, scale=4)(torch.zeros(1, 8, 5, 7), 4).shape
     torch.Size([1, 3, 20, 28])
@@ -39,7 +40,7 @@ class ReconstructionHead(nn.Module):
         self.upsample = nn.Sequential()
         if self.tile_safe:
             for step in STEPS[scale]:
-                self.upsample.extend([PixelShuffleUp(channels, scale_factor=step), nn.GELU()])
+                self.upsample.extend([PixelShuffleUp(channels, scale_factor=step, level=True), nn.GELU()])
             sizes = [math.prod(STEPS[scale][:place]) for place in range(len(STEPS[scale]) + 1)]
             self.receptive_radius = math.ceil(sum(1 / size for size in sizes))
         else:

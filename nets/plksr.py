@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..blocks import DySample, PLKBlock
+from ..blocks import DoubleConvChannelMixer, DySample, PLKBlock
 from ..blocks.initialisation import fill
 from ..blocks.pixel_shuffle import pixel_shuffle
 from ..blocks.plk import NORM_GROUPS, Activation, BlockNorm, Form
@@ -148,6 +148,6 @@ def _block(config: PLKSRConfig) -> PLKBlock:
         form=config.form,
         attention=config.attention,
         norm=config.norm_groups if config.norm == "group" else config.norm,
-        activation=config.activation,
         branches=config.branches,
+        mixer=DoubleConvChannelMixer(config.num_feat, activation=config.activation),
     )

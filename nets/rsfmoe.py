@@ -16,7 +16,7 @@ from .registry import register_config
 from .rsfmoe_exit import ExitConfidence, Skippable
 from .rsfmoe_parts import EXPERTS, RSFMoEContext, busyness
 from .rsfmoe_stages import CODE_CHANNELS, bottleneck_stage, decoder_stage, degradation_prompt, encoder_stage
-from .stage import Context, Stage, noise_of
+from .stage import Stage, noise_of
 from .unet import UNet, UNetConfig
 
 SIZES = {
@@ -157,6 +157,7 @@ class RSFMoENet(UNet):
         decoder stage   n x [attention + GatedFFN, PLKBlock], with `decoder_moe` FreqSep(LF, HF: experts)
 
     - Attention is left out at full resolution, in the place of a scan (``global_mixer="window"``) too.
+    - A prompt is made of what the first map tells of noise and blur, see `DegradationPrompt`.
     - Windows of the high frequencies go to k of a detail, a texture, a deblurring and a denoising expert by prompt,
       local variance and code of the blur kernel; those that a gate holds for easy go to none, at no cost. Prompt and
       code scale the logits of attention too.
@@ -166,7 +167,9 @@ class RSFMoENet(UNet):
       confident; what it is trained by lies in ``aux``. Which images do is known when it runs: compiled and exported
       programs compute all blocks for all images, and choose.
 
-    A prompt, a scan and a Fourier transform see the whole image: without these three the net is `tile_safe`.
+    A prompt, a scan and a Fourier transform see the whole image: without these three the net is `tile_safe`. For
+    runtimes that lack them there are ``global_mixer="window"``, and ``split="dct"``, "blur" or "haar".
+
     Under `torch.export` and on `meta`, where MACs are counted by `summarize`, all experts are computed for all windows:
     what an image costs in eager depends on the image. Perceptual, adversarial and frequency losses are no part of the
     net: `claritycore.training` has them.
@@ -198,6 +201,8 @@ class RSFMoENet(UNet):
     >>> output.image.shape, output.aux.statistics["bottleneck.blocks.0.blocks.1.separation.texture.kept_share"]
     (torch.Size([1, 3, 32, 48]), tensor(1.))
     """
+
+    context_type = RSFMoEContext
 
     def __init__(self, config: RSFMoEConfig | None = None) -> None:
         config = config or RSFMoEConfig()
@@ -236,11 +241,9 @@ class RSFMoENet(UNet):
         context = RSFMoEContext(self.known_scale(scale), Aux(), prompt, noise=noise)
         return self.restored(image, context, return_aux)
 
-    def maps(self, image: Tensor, context: Context) -> list[Tensor]:
+    def maps(self, image: Tensor, context: RSFMoEContext) -> list[Tensor]:
         """As of every `UNet`, with a context that knows how busy the image is."""
         check_image(image, self.in_channels, self)
-        if not isinstance(context, RSFMoEContext):
-            context = RSFMoEContext(context.scale, context.aux)
         context.busyness = busyness(pad_to_multiple(image, self.stride))
         return super().maps(image, context)
 

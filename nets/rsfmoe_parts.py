@@ -86,12 +86,27 @@ def busyness(image: Tensor) -> Tensor:
     return 0.5 * (GREY_LEVELS**2 * variance).log1p()
 
 
+def traces(x: Tensor) -> Tensor:
+    """Means of the channels, and how far pixels deviate from their surroundings, (B, 2 C, 1, 1).
+
+    The first tell of colours alone; what noise adds to an image, and what blur takes away, is in the second: logarithms
+    in grey levels, which a linear layer can read as they are.
+
+    >>> traces(torch.full((1, 1, 4, 4), 0.5)).flatten()
+    tensor([0.5000, 0.0000])
+    """
+    wide = at_least_float32(x)
+    around = F.avg_pool2d(wide, AROUND, stride=1, padding=AROUND // 2, count_include_pad=False)
+    power = (wide - around).square().mean((2, 3), keepdim=True)
+    return torch.cat([wide.mean((2, 3), keepdim=True), 0.5 * (GREY_LEVELS**2 * power).log1p()], dim=1).to(x.dtype)
+
+
 class DegradationPrompt(Conditioned):
     """Find out what is wrong with the image and tell it by the context; the map is passed on as it is.
 
-    A prompt from the means of the map, where none is given; with a prior the code of the blur kernel, and what kernel
-    it stands for; with a severity how severe the prompt says the blur is, from 0 at so many pixels of its deviation to
-    1 at one more. Kernel and estimate go to the `Aux`, where training holds them against what was drawn.
+    A prompt from the `traces` of the map, where none is given; with a prior the code of the blur kernel, and what
+    kernel it stands for; with a severity how severe the prompt says the blur is, from 0 at so many pixels of its
+    deviation to 1 at one more. Kernel and estimate go to the `Aux`, where training holds them against what was drawn.
 
     Args:
         channels: of the map.
@@ -106,7 +121,7 @@ class DegradationPrompt(Conditioned):
         self, channels: int, *, prompt_channels: int, prior: KernelPrior | None, severe_blur: float | None
     ) -> None:
         super().__init__()
-        self.generator = PromptGenerator(channels, prompt_channels) if prompt_channels else None
+        self.generator = PromptGenerator(2 * channels, prompt_channels) if prompt_channels else None
         self.prior, self.severe_blur = prior, severe_blur
         self.reading = None if severe_blur is None else nn.Linear(prompt_channels, 3)
         # A fresh reading says the same of every image: a blur of 1.4 pixels.
@@ -128,9 +143,9 @@ class DegradationPrompt(Conditioned):
 
     def _prompt(self, generator: PromptGenerator, x: Tensor, given: Tensor | None) -> Tensor:
         if given is None:
-            return generator(x)
+            return generator(traces(x))
         # Distributed training wants a gradient for every parameter: those of what is not used are zero.
-        return given.to(x.dtype) + (0 * generator(x) if self.training else 0)
+        return given.to(x.dtype) + (0 * generator(traces(x)) if self.training else 0)
 
 
 class SteeredBlock(Conditioned):

@@ -2,6 +2,8 @@
 
 import ast
 import csv
+import re
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -19,7 +21,7 @@ if str(ROOT) not in sys.path:
 from benchmarks import machine, report, runner  # noqa: E402
 from benchmarks.agreement import disagreement, leaves  # noqa: E402
 from benchmarks.machine import Ceilings, Stamp, Work  # noqa: E402
-from benchmarks.report import Result  # noqa: E402
+from benchmarks.report import Result, _places, read_csv, write_csv  # noqa: E402
 from benchmarks.runner import Benchmark, main  # noqa: E402
 
 MACHINERY = {"agreement", "runner", "machine", "report"}
@@ -118,6 +120,26 @@ def test_a_wrong_gradient_is_refused_though_the_output_is_right(tmp_path):
     assert rows["forward", "halved"]["status"] == "timed"
     assert rows["forward+backward", "halved"]["status"] == "refused"
     assert rows["forward+backward", "halved"]["reason"].startswith("gradient of input 0 is off by 5.0e-01")
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_what_is_compared_is_not_timed(backward, tmp_path):
+    """Of two ways to cut a map in two the sums are compared, with their gradients."""
+    calls = []
+
+    def summed(parts):
+        calls.append(parts)
+        return torch.add(*parts)
+
+    providers = {"reference": lambda x: (0.5 * x, 0.5 * x), "other": lambda x: (0.1 * x, 0.9 * x)}
+    benchmark = squares(providers=providers, compared=summed, backward=backward)
+    code, rows = run(benchmark, tmp_path)
+    assert code == 0
+    assert {row["status"] for row in rows.values()} == {"timed"}
+    assert len(calls) == 2 * (1 + backward)
+    wrong = squares(providers=providers | {"other": lambda x: (0.1 * x, x)}, compared=summed, backward=backward)
+    assert run(wrong, tmp_path)[1]["forward", "other"]["status"] == "refused"
+    assert run(squares(providers=providers), tmp_path)[1]["forward", "other"]["status"] == "refused"
 
 
 def test_a_gradient_that_is_cut_off_is_refused(tmp_path):
@@ -299,6 +321,17 @@ def test_a_checkout_without_git_is_uncommitted(monkeypatch):
     assert machine._commit() == "uncommitted"
 
 
+def test_check_times_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "RESULTS", tmp_path)
+    monkeypatch.setattr(runner, "time_in_turns", None)
+    assert main(squares(), argv=["--device", "cpu", "--check"]) == 0
+    assert "power         agrees: not timed" in capsys.readouterr().out
+    assert (
+        main(squares(providers={"reference": square, "wrong": lambda x: x}), argv=["--device", "cpu", "--check"]) == 1
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_quick_takes_the_smallest_case_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner, "RESULTS", tmp_path)
     assert main(squares(), argv=["--device", "cpu", "--quick"]) == 0
@@ -321,6 +354,21 @@ def test_the_plot_is_a_png(stages, tmp_path):
     main(squares(), argv=["--device", "cpu", "--plot", "--csv", str(tmp_path), *stages])
     (path,) = tmp_path.glob("*.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_can_be_drawn_later_from_the_csv(tmp_path):
+    results = [
+        Result(
+            "square", f"net=a size={size}", "forward", "reference", "timed", "", "float32", "cpu", "", 0.5, 1.0, 3, 8
+        )
+        for size in (8, 16)
+    ] + [Result("square", "net=a size=8", "forward", "other", "absent", "needs CUDA tensors", "float32", "cpu")]
+    path = tmp_path / "square.csv"
+    write_csv(results, Stamp.take(torch.device("cpu")), {}, path)
+    assert read_csv(path) == results
+    assert _places(["net=a size=8", "net=a size=16"]) == {"net=a size=8": 8, "net=a size=16": 16}
+    assert _places(["n=1 c=2", "n=2 c=3"]) == {"n=1 c=2": 0, "n=2 c=3": 1}
+    assert _places(["form=a", "form=b"]) == {"form=a": 0, "form=b": 1}
 
 
 def test_only_picks_cases_and_providers_and_keeps_the_reference(tmp_path):
@@ -437,8 +485,19 @@ def test_a_declaration_takes_at_most_25_lines(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", DECLARED, ids=lambda path: path.stem)
-def test_every_benchmark_agrees_and_runs_in_quick_mode(path):
-    command = [sys.executable, "-m", f"benchmarks.{path.stem}", "--quick", "--device", "cpu"]
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules.*:RuntimeWarning")
+def test_the_providers_of_every_benchmark_agree(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [path.stem, "--check", "--device", "cpu"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"benchmarks.{path.stem}", run_name="__main__")
+    printed = capsys.readouterr().out
+    assert end.value.code == 0, printed
+    assert re.search("reference +agrees: not timed", printed)
+
+
+@pytest.mark.slow
+def test_a_benchmark_runs_in_quick_mode():
+    command = [sys.executable, "-m", "benchmarks.normalization", "--quick", "--device", "cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "reference" in done.stdout
+    assert "vs reference" in done.stdout

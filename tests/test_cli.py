@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ from PIL import Image
 from claritycore import __version__, deploy
 from claritycore.cli import BLOCKS, VERBS, main
 from claritycore.cli_files import ExportFlags
-from claritycore.nets import RRDBNet, RRDBNetConfig, convert_state
+from claritycore.nets import AutoConfig, AutoModel, RRDBNet, RRDBNetConfig, convert_state
+from tests.small_nets import small_swin_unet
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -202,7 +203,9 @@ def test_export_writes_a_line_per_fact_and_info_reads_it(tmp_path, capsys):
         ("-m claritycore-x4 -o net.onnx --dtype bfloat16", "dtype must be float32 or float16 for ONNX"),
         ("-m claritycore-x4 -o net.onnx --dtype int8", "dtype"),
         ("-m nowhere.pth -o net.onnx", "there is no checkpoint nowhere.pth"),
-        ("-m plksr -o net.onnx", "there is no checkpoint plksr; shipped are"),
+        ("-m plksrr -o net.onnx", "there is no checkpoint plksrr; shipped are"),
+        ("-m plksr-tiny --scale 5 -o net.onnx", "scale must be one of 1, 2, 3, 4, 8, got 5"),
+        ("-m claritycore-x4 --scale 2 -o net.onnx", "--scale must be 4, by which claritycore-x4 enlarges, got 2"),
         ("-m claritycore-x4", "-o FILE"),
     ],
 )
@@ -210,6 +213,31 @@ def test_export_refuses_bad_input_in_one_line(options, message, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, "export", *options.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_export_takes_the_name_of_a_net_and_says_that_it_is_not_trained(tmp_path, capsys):
+    path = tmp_path / "net.safetensors"
+    assert main(["export", "-m", "swin-unet-tiny", "--scale", "3", "-o", str(path), "--size", "8", "8"]) == 0
+    out, error = capsys.readouterr()
+    assert out.startswith(f"{path}\n")
+    assert error == "swin-unet-tiny is a net, not a file of one: its weights are fresh, for timing alone\n"
+    assert AutoModel.from_pretrained(path).config == AutoConfig.from_name("swin-unet-tiny", scale=3)
+
+
+def test_of_a_net_of_several_scales_one_is_exported_or_restores(tmp_path, capsys):
+    net = small_swin_unet(scale=2, scales=(2, 4))
+    net.save_pretrained(tmp_path / "both.safetensors")
+    for scale in (2, 4):
+        path = tmp_path / f"x{scale}.safetensors"
+        places = ["-m", str(tmp_path / "both.safetensors"), "-o", str(path), "--size", "8", "8"]
+        assert main(["export", *places, "--scale", str(scale)]) == 0
+        assert AutoModel.from_pretrained(path).config == replace(net.config, scale=scale)
+    Image.new("RGB", (6, 5)).save(tmp_path / "in.png")
+    places = ["-i", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png")]
+    assert main(["restore", *places, "-m", str(tmp_path / "both.safetensors"), "--scale", "4"]) == 0
+    with Image.open(tmp_path / "out.png") as restored:
+        assert restored.size == (24, 20)
+    capsys.readouterr()
 
 
 def test_export_names_the_extra_that_is_missing(tmp_path, monkeypatch, capsys):

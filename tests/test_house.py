@@ -282,14 +282,17 @@ def test_importing_the_command_line_leaves_the_slow_parts_of_torch_alone():
     assert run.stdout.split() == []
 
 
-def test_importing_the_blocks_loads_torch_and_nothing_else():
+def test_importing_blocks_and_kernels_loads_torch_and_nothing_else():
     def loaded(module: str) -> set[str]:
         code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
         return set(
             subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
         )
 
-    assert loaded("claritycore.blocks") - loaded("torch") <= {"claritycore", *sys.stdlib_module_names}
+    assert loaded("claritycore.blocks, claritycore.kernels") - loaded("torch") <= {
+        "claritycore",
+        *sys.stdlib_module_names,
+    }
 
 
 @pytest.mark.parametrize("module", ["claritycore.blocks", "claritycore.nets", "claritycore.cli"])

@@ -8,6 +8,7 @@ import torch
 
 from ..deploy.restore_files import find_device
 from ..nets import AutoModel
+from ..nets.base import scales_of
 from .data import ImageFolder
 from .degradations import find_recipe
 from .evaluation import Evaluation
@@ -25,7 +26,7 @@ class EvaluateOptions:
         data: folder of clean images, with its sub-folders, but for those whose names have lr or lq as a word.
         degraded: folder of their degraded versions under the same names, instead of recipes.
         recipes: by which clean images are degraded: clean, mild, joint, stress, noise25, jpeg40 and others.
-        scale: what the net's scale must be; another is refused.
+        scale: what the net's scale must be, or which of several; another is refused.
         seed: of what the recipes draw.
         max_images: measure the first so many.
         crop_border: pixels left out at each border; by default the scale, 0 at scale 1.
@@ -90,7 +91,10 @@ def evaluate_folder(
         ValueError: if a file cannot be used, the net is of another scale, or as `evaluate` tells.
     """
     device = find_device(options.device)
-    net = AutoModel.from_pretrained(options.model).eval().to(device)
+    net = AutoModel.from_pretrained(options.model)
+    if options.scale in scales_of(net.config):
+        net = AutoModel.from_pretrained(options.model, scale=options.scale)
+    net = net.eval().to(device)
     scale = getattr(net, "scale", 1)
     if options.scale not in (None, scale):
         raise ValueError(f"scale must be {scale}, by which the net enlarges, got {options.scale}")

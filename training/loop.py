@@ -22,7 +22,7 @@ from .journal import Journal
 from .losses import WeightedLoss
 from .run_config import write_config
 from .run_files import BEST, CHECKPOINT, WEIGHTS, RunState, write_state
-from .run_images import crop_shapes, images_of, recipe_of
+from .run_images import crop_shapes, images_of, recipe_of, scale_of_step
 from .settings import TrainingSettings
 from .supervision import supervise
 from .trained_net import TrainedNet
@@ -157,12 +157,13 @@ class _Run:
             group["lr"] = self.settings.lr_at(step)
         self.model.optimizer.zero_grad()
         self.critic.begin(step)
+        scale = scale_of_step(self.config, self.settings, step)
         values: dict[str, float] = {}
         for micro in range(micro_batches):
-            clean, degraded, report = self._pair(_next(batches))
+            clean, degraded, report = self._pair(_next(batches), scale)
             with self.fabric.no_backward_sync(self.model.net, enabled=micro < micro_batches - 1):
-                output = self.model(degraded)
-                supervise(output.aux, report, scale=self.scale, clean=clean)
+                output = self.model(degraded, scale)
+                supervise(output.aux, report, scale=scale, clean=clean)
                 with self.fabric.autocast():
                     loss, parts = self.loss(output.image, clean, step)
                 total = loss + output.aux.total().to(loss)
@@ -247,14 +248,14 @@ class _Run:
             worker_init_fn=leave_signals_to_the_run,
         )
 
-    def _pair(self, sample: Sample) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
+    def _pair(self, sample: Sample, scale: int) -> tuple[Tensor, Tensor, dict[str, Tensor] | None]:
         """Bring a batch to the device, and degrade it there unless it came in pairs; say what was drawn for it."""
         clean, report = sample.clean.to(self.fabric.device, non_blocking=True), None
         if sample.degraded.numel():
             degraded = sample.degraded.to(self.fabric.device, non_blocking=True)
         else:
             with torch.no_grad():
-                degraded, report = degrade(clean, self.recipe, cast(Tensor, sample.seed), scale=self.scale)
+                degraded, report = degrade(clean, self.recipe, cast(Tensor, sample.seed), scale=scale)
         return clean, degraded.contiguous(memory_format=torch.channels_last), report
 
     def _clip(self, step: int, clean: Tensor, degraded: Tensor) -> None:

@@ -13,7 +13,10 @@ PLKSR_STEPS, PLKSR_HALVINGS = 450_000, (100_000, 200_000, 300_000, 400_000, 425_
 PLKSR_INPUT_PATCH = 96
 
 # Nets that restore photographs, at these scales too.
-U_NETS = ("swin-unet", "swin-unet-tiny", "hersr", "hersr-small", "hersr-tiny", "harmonic", "rsfmoe", "rsfmoe-tiny")
+U_NETS = (
+    *("swin-unet", "swin-unet-tiny", "hersr", "hersr-small", "hersr-tiny"),
+    *("harmonic", "harmonic-tiny", "rsfmoe", "rsfmoe-tiny"),
+)
 
 
 class Preset(NamedTuple):

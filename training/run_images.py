@@ -1,11 +1,14 @@
 """The images of a run: what it trains on and what it validates on, checked before the first step."""
 
+import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 from ..images.metrics import SSIM_WINDOW
 from ..nets import BaseConfig
-from .data import CACHE_BYTES, ImageFolder, TrainingSamples
+from ..nets.base import scales_of
+from .data import CACHE_BYTES, ImageFolder, TrainingSamples, mixed
 from .engine import number_of_workers
 from .image_files import HELD_OUT, LOW_RESOLUTION, TRAINING
 from .recipes import Recipe, find_recipe
@@ -48,6 +51,12 @@ def images_of(
     for folder in (clean, degraded, validation):
         for line in folder.told() if folder else ():
             tell(line)
+    if len(scales := scales_of(config)) > 1:
+        listed = ", ".join(map(str, scales))
+        if degraded:
+            raise ValueError(f"degraded must be left out for a net of the scales {listed}: give --recipe")
+        if patch_size % math.lcm(*scales):
+            raise ValueError(f"patch_size must be a multiple of each of the scales {listed}, got {patch_size}")
     return TrainingSamples(clean, degraded, patch_size=patch_size, scale=scale, seed=settings.seed), validation
 
 
@@ -77,7 +86,19 @@ def recipe_of(config: BaseConfig, settings: TrainingSettings, tell: Callable[[st
 
 def patch_size_of(config: BaseConfig, settings: TrainingSettings) -> int:
     """Side of a crop in clean pixels."""
-    return settings.patch_size or INPUT_PATCH * getattr(config, "scale", 1)
+    side = INPUT_PATCH * max(scales := scales_of(config))
+    return settings.patch_size or side - side % math.lcm(*scales)
+
+
+def scale_of_step(config: BaseConfig, settings: TrainingSettings, step: int) -> int:
+    """The scale that a step trains: one of the net's at random, the same in all processes and when resumed.
+
+    >>> from claritycore.nets import AutoConfig
+    >>> config = AutoConfig.from_name("swin-unet-tiny", scale=2, scales=(2, 4))
+    >>> sorted({scale_of_step(config, TrainingSettings(), step) for step in range(8)})
+    [2, 4]
+    """
+    return random.Random(mixed(settings.seed, 6, step)).choice(scales_of(config))
 
 
 def crop_shapes(config: BaseConfig, settings: TrainingSettings) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

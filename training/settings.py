@@ -32,7 +32,7 @@ class TrainingSettings:
         runs: folder of all runs.
         steps: optimiser steps.
         batch_size: samples of a step, over all processes and micro-batches.
-        patch_size: side of a crop in clean pixels; by default 64 times the scale of the net.
+        patch_size: side of a crop in clean pixels; by default 64 times the largest scale of the net.
         lr: learning rate at its highest.
         loss: terms and their weights, as in l1 or l1+0.1*fft.
         optimizer: adam or adamw.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nets import AutoModel, BaseConfig, RestorationNet, RestorationOutput, freeze, load_matching
+from ..nets.base import scales_of
 from .average import Average
 from .engine import checkpoint_blocks, make_optimizer
 from .routing import step_routers
@@ -58,8 +59,11 @@ class TrainedNet:
             checkpoint_blocks(self.plain)
         self._share_out(settings, state)
 
-    def __call__(self, degraded: Tensor) -> RestorationOutput:
-        return self.net(degraded, return_aux=True) if self.gives_aux else RestorationOutput(self.net(degraded))
+    def __call__(self, degraded: Tensor, scale: int) -> RestorationOutput:
+        told = {"scale": scale} if len(scales_of(self.config)) > 1 else {}
+        if self.gives_aux:
+            return self.net(degraded, return_aux=True, **told)
+        return RestorationOutput(self.net(degraded, **told))
 
     def step(self, step: int) -> None:
         """Change the weights by their gradients, and the average by the weights."""

@@ -451,12 +451,12 @@ def test_conditions_of_another_size_are_refused():
 
 @pytest.mark.parametrize("surplus", [0, 1, 4])
 def test_gradients_of_windows_that_overlap(surplus):
-    size, regions = 3, torch.tensor([7, 0, 10, 4, 5])  # of two images of 2 x 3 windows
+    asked = [torch.tensor(places, dtype=torch.int64) for places in ([7, 0, 10, 4, 5], [], [4, 11])]
+    size, side = 3, 3 + 2 * surplus  # two images of 2 x 3 windows
     x = normal((2, 2, 2 * size + 2 * surplus, 3 * size + 2 * surplus), dtype=torch.float64).requires_grad_()
-    windows = windows_of(x, size, surplus, regions)
-    side = size + 2 * surplus
-    for window, place in zip(windows, regions.tolist(), strict=True):
-        row, column = place % 6 // 3 * size, place % 3 * size
-        assert window.equal(x[place // 6, :, row : row + side, column : column + side])
-    assert torch.autograd.gradcheck(lambda x: windows_of(x, size, surplus, regions), x, fast_mode=True)
-    assert torch.autograd.gradgradcheck(lambda x: windows_of(x, size, surplus, regions), x, fast_mode=True)
+    for regions, windows in zip(asked, windows_of(x, size, surplus, asked), strict=True):
+        for window, place in zip(windows, regions.tolist(), strict=True):
+            row, column = place % 6 // 3 * size, place % 3 * size
+            assert window.equal(x[place // 6, :, row : row + side, column : column + side])
+    assert torch.autograd.gradcheck(lambda x: windows_of(x, size, surplus, asked), x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda x: windows_of(x, size, surplus, asked), x, fast_mode=True)

@@ -108,7 +108,8 @@ def by_hand(block: PLKBlock, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("activation", ["gelu", "mish"])
 def test_the_block_is_the_figure(norm, attention, activation):
     torch.manual_seed(0)
-    block = PLKBlock(16, kernel_size=7, norm=norm, attention=attention, activation=activation).double()
+    mixer = DoubleConvChannelMixer(16, activation=activation)
+    block = PLKBlock(16, kernel_size=7, norm=norm, attention=attention, mixer=mixer).double()
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -162,6 +163,8 @@ def test_weights_start_as_those_of_plksr():
         (lambda: ElementwiseAttention(0), "channels must be an integer of at least 1, got 0"),
         (lambda: DoubleConvChannelMixer(8, expansion=0), "expansion must be an integer of at least 1, got 0"),
         (lambda: DoubleConvChannelMixer(8, activation="relu"), "activation must be one of gelu, mish, got 'relu'"),
+        (lambda: DoubleConvChannelMixer(8, branches=("identity",)), "branch 'identity' .*"),
+        (lambda: PLKBlock(8, mixer=DoubleConvChannelMixer(4)), "mixer must be of 8 channels, got 4"),
         (lambda: PLKBlock(8, norm="batch"), "norm must be one of none, layer, group, got 'batch'"),
         (lambda: PLKBlock(6, norm="group"), "channels must be a multiple of 4, the groups of the norm, got 6"),
         (lambda: PLKBlock(6, norm=4), "channels must be a multiple of 4, the groups of the norm, got 6"),

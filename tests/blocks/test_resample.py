@@ -25,6 +25,45 @@ def test_pixel_shuffle_keeps_kaimings_spread():
     assert PixelShuffleUp(64, scale_factor=2).conv.weight.std().item() == pytest.approx(plain, rel=0.02)
 
 
+@given(x=feature_maps(4, dtype=torch.float64), scale=st.integers(1, 4))
+def test_pixel_shuffle_that_is_level_has_kernels_of_one_sum_and_one_bias(x, scale):
+    torch.manual_seed(0)
+    up = PixelShuffleUp(4, 3, scale_factor=scale, level=True).double()
+    for parameter in up.parameters():
+        torch.nn.init.normal_(parameter)
+    weight, bias = up.conv.weight.clone(), up.conv.bias.clone()
+    for channel in range(3):
+        own = slice(channel * scale**2, (channel + 1) * scale**2)
+        sums = weight[own].sum((2, 3))  # of each pixel of the cell, for each channel that it reads
+        weight[own] += ((sums.mean(0) - sums) / 9)[..., None, None]
+        bias[own] = bias[own].mean()
+    expected = F.pixel_shuffle(F.conv2d(x, weight, bias, padding=1), scale)
+    torch.testing.assert_close(up(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_a_level_pixel_shuffle_keeps_a_constant_whatever_it_has_learned(scale):
+    torch.manual_seed(0)
+    x = normal((1, 4, 1, 1), dtype=torch.float64).expand(1, 4, 6, 7)
+    for level, pattern in ((False, True), (True, False)):
+        up = PixelShuffleUp(4, 3, scale_factor=scale, level=level).double()
+        start = up(x)
+        for parameter in up.parameters():
+            torch.nn.init.normal_(parameter)
+        inside = up(x)[..., scale:-scale, scale:-scale]  # within the border of zeros
+        spread = (inside.amax((2, 3)) - inside.amin((2, 3))).max()
+        assert (spread > 0.1) == pattern
+        assert (spread < 1e-12) != pattern
+        assert torch.equal(start[..., ::scale, ::scale], start[..., 1::scale, 1::scale]), "not as nearest upsampling"
+
+
+def test_a_level_pixel_shuffle_in_half_precision():
+    up = PixelShuffleUp(8, scale_factor=2, level=True).to(torch.bfloat16)
+    x = normal((1, 8, 6, 7), dtype=torch.bfloat16)
+    assert up(x).dtype == torch.bfloat16
+    torch.testing.assert_close(up(x).float(), up.float()(x.float()), rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @given(x=feature_maps(4), scale=st.integers(1, 4))
 def test_pixel_shuffle_is_torchs_in_both_memory_formats(memory_format, x, scale):

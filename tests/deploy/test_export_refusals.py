@@ -178,13 +178,14 @@ def test_trtexec_builds_the_engine(no_tensorrt, tmp_path):
         '#!/bin/sh\nfor word; do case $word in --saveEngine=*) echo "$@" > "${word#--saveEngine=}";; esac; done\n'
     )
     script.chmod(0o755)
-    report = export(rrdbnet(), tmp_path / "net.engine", size=(12, 20))
+    net = rrdbnet(upsampler="nearest+conv", scale=1)  # which takes images of 5 pixels and more
+    report = export(net, tmp_path / "net.engine", size=(12, 20))
     assert (report.path, report.format, report.command) == (tmp_path / "net.engine", "tensorrt", None)
     assert (
-        "--minShapes=image:1x3x3x5 --optShapes=image:1x3x12x20 --maxShapes=image:1x3x48x80" in report.path.read_text()
+        "--minShapes=image:1x3x5x5 --optShapes=image:1x3x12x20 --maxShapes=image:1x3x48x80" in report.path.read_text()
     )
     assert (tmp_path / "net.onnx").is_file()
-    assert report.notes[-1].startswith("built by trtexec for 1 x 3 x 3 x 5, 1 x 3 x 12 x 20, 1 x 3 x 48 x 80; net.onnx")
+    assert report.notes[-1].startswith("built by trtexec for 1 x 3 x 5 x 5, 1 x 3 x 12 x 20, 1 x 3 x 48 x 80; net.onnx")
 
 
 def test_a_trtexec_that_fails_leaves_nothing(no_tensorrt, tmp_path):

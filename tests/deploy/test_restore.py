@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import nn
 
+from claritycore.blocks import NoiseInjection
 from claritycore.cli import main
 from claritycore.deploy import (
     RestoreOptions,
@@ -22,6 +23,7 @@ from claritycore.deploy.restore import OUTPUT_SIDE, choose_tiles, spread
 from claritycore.deploy.restore_files import find_device
 from claritycore.images import Picture, imresize, read_image
 from claritycore.nets import RRDBNet, convert_state
+from tests.small_nets import made, small_harmonic
 
 
 @pytest.fixture
@@ -229,6 +231,27 @@ def test_tiles_give_the_file_of_the_whole_picture(run, make_picture, tmp_path):
     status, out, _ = run("-i", source, "-o", tmp_path / "blended.tif", "--tile", "24", "--overlap", "4")
     assert "in tiles of 24 with 4 pixels around each (blended)" in out
     assert 1 / 65535 < (read_image(tmp_path / "blended.tif").pixels - whole).abs().max() < 0.5
+
+
+def test_noise_is_asked_for_by_a_seed_and_the_same_in_tiles(run, make_picture, tmp_path):
+    net = made(small_harmonic, fast_path=True)
+    for part in net.modules():
+        if isinstance(part, NoiseInjection):
+            nn.init.ones_(part.weight)
+    model, source = net.save_pretrained(tmp_path / "net.safetensors"), make_picture("a.png", 90, 20, depth=16)
+    seeded, found = ("--noise-seed", "7"), {}
+    ways = {"plain": (), "whole": seeded, "tiles": (*seeded, "--tile", "32"), "other": ("--noise-seed", "8")}
+    for name, options in ways.items():
+        assert run("-i", source, "-o", tmp_path / f"{name}.png", *options, model=model)[0] == 0
+        found[name] = read_image(tmp_path / f"{name}.png").pixels
+    torch.testing.assert_close(found["tiles"], found["whole"], rtol=0, atol=2 / 65535)
+    for name in ("plain", "other"):
+        assert (found[name] - found["whole"]).abs().max() > 100 / 65535
+    assert run("-i", source, "-o", tmp_path / "b.png", *seeded) == (
+        2,
+        "",
+        [f"claritycore: {source}: noise_seed must be None for RRDBNet, which takes none"],
+    )
 
 
 def test_tiles_run_in_batches(run, make_picture, tmp_path, monkeypatch):
@@ -459,6 +482,9 @@ def test_devices():
         ({"depth": 12}, "^depth must be 8 or 16, got 12$"),
         ({"quality": 0}, "^quality must be from 1 to 100, got 0$"),
         ({"ext": "gif"}, "^ext must be one of png, tif, tiff, jpg, jpeg, webp, bmp, got 'gif'$"),
+        ({"noise_seed": -1}, r"^noise_seed must be from 0 to 2\^63 - 1, got -1$"),
+        ({"noise_seed": 0, "tta": True}, "^noise_seed is for single tiles: leave out tta, whose mean blurs noise, and"),
+        ({"noise_seed": 0, "batch": 2}, "^noise_seed is for single tiles: leave out tta, whose mean blurs noise, and"),
         ({"ext": "png", "quality": 90}, "^quality is of JPEG and WebP; leave it out for PNG$"),
     ],
 )

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from claritycore.blocks import NoiseField, NoiseInjection
 from claritycore.blocks.padding import pad_to_multiple
 from claritycore.deploy import SelfEnsemble, restore_tiled
 from claritycore.deploy.canvas import Box, Canvas
 from claritycore.deploy.tile import exact_overlap, is_out_of_memory
-from tests.small_nets import NETS, made
+from tests.small_nets import NETS, made, small_rsfmoe
 from tests.strategies import normal
 
 EXACT_NETS = {name: build for name, build in NETS.items() if build(scale=2).tile_safe}
@@ -187,6 +188,88 @@ def test_a_net_that_is_not_tile_safe_says_so():
         restore_tiled(net, image, 40)
     assert sorted(net.seen) == [(1, 3, 72, 40), (1, 3, 72, 40)]  # 32 pixels around
     restore_tiled(Contrast(), image, 80)  # whole: nothing to say
+
+
+class Noisy(nn.Module):
+    """Adds the noise that it is asked for, in cells of four pixels, and counts its calls."""
+
+    tile_safe, receptive_radius, tile_multiple = True, 3, 4
+
+    def __init__(self, limit: int | None = None) -> None:
+        super().__init__()
+        self.limit, self.calls = limit, 0
+
+    def forward(self, x, *, noise_seed: int | NoiseField):
+        self.calls += 1
+        if self.limit is not None and x.numel() > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        field = NoiseField(noise_seed) if isinstance(noise_seed, int) else noise_seed
+        assert all(place % 4 == 0 for place in field.offset)
+        return x + field(x)
+
+
+@pytest.mark.filterwarnings("ignore:out of memory")
+@pytest.mark.parametrize("limit", [None, 2 * 24 * 24])
+@pytest.mark.parametrize("tile", [13, (9, 40), 60])
+def test_a_pixel_has_the_noise_of_the_whole_image_in_any_tile(tile, limit):
+    image, net = normal((2, 1, 50, 37), dtype=torch.float64), Noisy(limit)
+    whole = Noisy()(image, noise_seed=7)
+    assert torch.equal(restore_tiled(net, image, tile, noise_seed=7), whole)
+    assert net.calls > 1 or tile == 60
+    assert not torch.equal(restore_tiled(net, image, tile, noise_seed=8), whole)
+    blended = restore_tiled(net, image, tile, overlap=4, blend="linear", noise_seed=7)
+    torch.testing.assert_close(blended, whole, rtol=0, atol=1e-14)
+
+
+class Prompted(nn.Module):
+    """An RSFMoENet that sees no further than its blocks, since it is told the prompt."""
+
+    tile_safe = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        fields = {"depths": (1,), "global_mixer": "window", "split": "haar", "k": 4, "bypass": 0.0}
+        self.net = made(small_rsfmoe, noise=True, severe_blur=1.0, **fields)
+        self.receptive_radius, self.tile_multiple = self.net.receptive_radius, self.net.tile_multiple
+
+    def forward(self, image, *, noise_seed=None):
+        return self.net(image, prompt=image.new_ones(len(image), 4), noise_seed=noise_seed)
+
+
+NOISY_NETS = {
+    "HERSR": lambda: made(NETS["HERSR local"]),
+    "HARMONIC": lambda: made(NETS["HARMONIC fast path"]),
+    "RSFMoENet": Prompted,
+}
+
+
+@pytest.mark.parametrize("build", NOISY_NETS.values(), ids=NOISY_NETS.keys())
+def test_nets_with_noise_have_that_of_the_whole_image_in_tiles(build):
+    net = build().double()
+    for part in net.modules():
+        if isinstance(part, NoiseInjection):
+            nn.init.ones_(part.weight)
+        elif hasattr(part, "router"):  # one that is unsure lets no noise through
+            nn.init.normal_(part.router.linear.weight)
+    image = normal((1, 3, 2 * net.receptive_radius + 30, 12), dtype=torch.float64)
+    with torch.no_grad():
+        whole, plain = net(image, noise_seed=7), net(image)
+    assert not torch.allclose(whole, plain, rtol=0, atol=1e-4)
+    torch.testing.assert_close(restore_tiled(net, image, 20, noise_seed=7), whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "message"),
+    [
+        (Blur(), {"noise_seed": 7}, "^noise_seed must be None for Blur, which takes none$"),
+        (SelfEnsemble(Noisy()), {"noise_seed": 7}, "^noise_seed must be None for SelfEnsemble, which takes none$"),
+        (Noisy(), {"noise_seed": 7, "batch": 2}, "^batch must be 1 with a noise_seed: each tile has a place of its ow"),
+        (Noisy(), {"noise_seed": -1}, r"^seed must be an integer from 0 to 2\^63 - 1, got -1$"),
+    ],
+)
+def test_noise_that_cannot_be_is_refused(net, options, message):
+    with pytest.raises(ValueError, match=message):
+        restore_tiled(net, torch.zeros(1, 1, 8, 8), 4, **options)
 
 
 @pytest.mark.parametrize(

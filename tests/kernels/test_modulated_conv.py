@@ -137,9 +137,10 @@ def test_no_sample_has_a_kernel_of_its_own():
     [
         (1, 48, 16, torch.float32, "folded"),
         (1, 48, 8, torch.float32, "scale"),  # the kernel is larger than both maps
-        (4, 16, 8, torch.float32, "grouped"),
-        (4, 16, 8, torch.bfloat16, "scale"),
-        (4, 64, 8, torch.float32, "scale"),
+        (4, 16, 48, torch.float32, "grouped"),
+        (4, 16, 48, torch.bfloat16, "scale"),
+        (4, 16, 40, torch.float32, "scale"),
+        (2, 512, 48, torch.float32, "scale"),  # two kernels are larger than the maps
     ],
     ids=str,
 )

@@ -14,7 +14,6 @@ from claritycore.blocks import (
     NoiseInjection,
     TopKRouter,
     WindowAttention2d,
-    reparameterize_model,
 )
 from claritycore.blocks.window_attention import Projections
 from claritycore.deploy import flop_formulas, restore_tiled
@@ -378,25 +377,6 @@ def test_tiles_are_the_whole_with_local_statistics_alone():
         torch.testing.assert_close(restore_tiled(net, image, 40), net(image), rtol=0, atol=1e-12)
     for fields in ({"statistics": "map"}, {"level": "image", "bypass": 0.0}, {"up": "dysample"}):
         assert not small_hersr(**{**LOCAL, **fields}).tile_safe
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("fields", [{}, {"frequency": "dct"}, {"k": 1}, LOCAL], ids=str)
-def test_onnx_takes_any_size(fields):
-    """Router and Fourier transforms included, deployed."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    from claritycore.deploy.onnx_ops import to_onnx
-
-    net = reparameterize_model(made(scale=2, **fields))
-    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    program = to_onnx(net, (normal((2, 3, 16, 24)),), dynamic_shapes={"image": sizes})
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    for shape in ((2, 3, 16, 24), (1, 3, 13, 31), (3, 3, 40, 22)):
-        image = normal(shape)
-        (found,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-        torch.testing.assert_close(torch.from_numpy(found), net(image), rtol=0, atol=1e-5)
 
 
 def learned(steps: int, side: int, lr: float, **fields):

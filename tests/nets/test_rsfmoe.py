@@ -8,13 +8,29 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from claritycore.blocks import MoE2d, NoiseField, SSMGlobalMixer, reparameterize_model
+from claritycore.blocks import (
+    ConvExpert,
+    FreqSep,
+    MoE2d,
+    NoiseField,
+    NoiseInjection,
+    SSMGlobalMixer,
+    reparameterize_model,
+)
 from claritycore.blocks.deformable_attention import DeformableAttention2d
 from claritycore.blocks.window_attention import WindowAttention2d
 from claritycore.deploy import flop_formulas
-from claritycore.nets import AutoConfig, AutoModel, RSFMoEConfig, RSFMoENet
-from claritycore.nets.rsfmoe_exit import ExitConfidence
-from claritycore.nets.rsfmoe_parts import RSFMoEContext, TextureMixture
+from claritycore.nets import AutoConfig, AutoModel, Aux, RSFMoEConfig, RSFMoENet
+from claritycore.nets.rsfmoe_exit import ExitConfidence, Skippable
+from claritycore.nets.rsfmoe_parts import (
+    DegradationPrompt,
+    RSFMoEContext,
+    SteeredBlock,
+    TextureMixture,
+    busyness,
+)
+from claritycore.training import Recipe, degrade, supervise
+from claritycore.training.stages import Downsample, Noise
 from tests.nets.test_learning import photograph, trained
 from tests.small_nets import small_rsfmoe
 from tests.strategies import normal
@@ -71,10 +87,10 @@ def flops(net: nn.Module, image: torch.Tensor) -> int:
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("rsfmoe-tiny", 456_090),
-        ("rsfmoe-small", 2_988_720),
-        ("rsfmoe-base", 23_364_098),
-        ("rsfmoe", 23_364_098),
+        ("rsfmoe-tiny", 456_150),
+        ("rsfmoe-small", 2_988_800),
+        ("rsfmoe-base", 23_364_298),
+        ("rsfmoe", 23_364_298),
     ],
 )
 def test_sizes(name, parameters):
@@ -103,6 +119,32 @@ def test_windows_are_shifted_at_every_other_place_from_the_encoder_to_the_decode
     net = small_rsfmoe(depths=(1, 2), window_size=4)
     shifts = [part.shift[0] for part in net.modules() if isinstance(part, WindowAttention2d)]
     assert shifts == [0, 2, 2, 0]
+
+
+def test_every_mixture_has_the_four_experts_a_structure_expert_and_a_bound_of_its_own():
+    net = small_rsfmoe(hf_gain=0.7, decoder_moe=True)
+    separations = [part for part in net.modules() if isinstance(part, FreqSep)]
+    assert len(separations) == 6  # two of the encoder, two of the bottleneck, two of the decoder
+    for part in separations:
+        kinds = [type(expert).__name__ for expert in part.texture.moe.experts]
+        assert kinds == ["DetailExpert", "TextureExpert", "DeblurExpert", "DenoiseExpert"]
+        assert isinstance(part.structure, ConvExpert)
+        assert part.fuse.max_gain == 0.7
+
+
+def test_routers_are_balanced_and_sharpened_and_warm_up():
+    net, image = small_rsfmoe(warm_up=2, bypass=0.0, depths=(1,)).train(), normal((1, 3, 8, 8))
+    mixtures = [part for part in net.modules() if isinstance(part, TextureMixture)]
+    chosen: list[int] = []
+    for part in mixtures:
+        part.moe.register_forward_hook(lambda module, inputs, output: chosen.append(output[1].indices.shape[1]))
+    for step in range(3):
+        chosen.clear()
+        losses = net(image, return_aux=True).aux.losses
+        assert losses.keys() == {f"{part.path}.{name}" for part in mixtures for name in ("balance", "entropy")}
+        assert chosen == [4 if step < 2 else 2] * 3
+        for part in mixtures:
+            part.moe.router.step()
 
 
 class TestHardRegions:
@@ -158,6 +200,43 @@ class TestConditions:
         first, second = scales[: len(steered)], scales[len(steered) :]
         assert all((a - b).abs().max() > 1e-2 for a, b in zip(first, second, strict=True))
         assert all((before[name] - after[name]).abs().max() > 1e-3 for name in before)
+
+    def test_attention_is_steered_within_bounds(self):
+        net = perturbed(0.3, kernel_prior=True)
+        (block, *_) = (part for part in net.modules() if isinstance(part, SteeredBlock))
+        x, code, prompt = normal((2, 8, 6, 6)), normal((2, 8, 3, 3), seed=1), 20 * normal((2, 4), seed=2)
+        context = RSFMoEContext(1, Aux(), prompt, code)
+        scale = torch.cat([prompt, code.mean((2, 3))], dim=1) @ block.steer.weight.T
+        scale = scale.tanh().exp()
+        assert scale.min() < 0.5
+        assert scale.max() > 2
+        torch.testing.assert_close(block(x, context), block.block(x, scale))
+        assert not torch.allclose(block(x, context), block.block(x), atol=1e-3)
+
+    def test_busyness_is_the_deviation_of_grey_around_a_pixel(self):
+        image = torch.rand(2, 3, 5, 6, dtype=torch.float64, generator=torch.manual_seed(0))
+        grey, expected = 255 * image.mean(1), torch.zeros(2, 1, 5, 6, dtype=torch.float64)
+        for row, column in itertools.product(range(5), range(6)):
+            around = grey[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+            expected[:, 0, row, column] = 0.5 * (1 + around.flatten(1).var(1, correction=0)).log()
+        torch.testing.assert_close(busyness(image), expected, rtol=1e-6, atol=0)
+
+    def test_the_prompt_learns_of_noise_which_means_do_not_tell(self):
+        torch.manual_seed(0)
+        part = DegradationPrompt(3, prompt_channels=8, prior=None, severe_blur=2.0)
+        optimizer, losses = torch.optim.Adam(part.parameters(), lr=2e-2), []
+        recipe = Recipe("noisy", (Downsample(), Noise(sigma=(0.0, 0.2))))
+        for step in range(120):
+            plain, seeds = torch.rand(16, 3, 1, 1).expand(-1, -1, 12, 12), range(16 * step, 16 * step + 16)
+            image, report = degrade(plain, recipe, seeds)
+            context = RSFMoEContext(1, Aux())
+            part(image, context)
+            supervise(context.aux, report)
+            optimizer.zero_grad()
+            context.aux.total().backward()
+            optimizer.step()
+            losses.append(context.aux.losses["degradation.noise"].item())
+        assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
 
     def test_local_variance_changes_routing(self):
         net = perturbed(0.3, bypass=0.0, moe_window=4, depths=(1,))
@@ -217,6 +296,16 @@ class TestNoise:
                     part.moe.router.linear.weight.zero_()
         torch.testing.assert_close(net(image, noise_seed=3), net(image), rtol=0, atol=1e-5)
 
+    def test_each_mixture_has_noise_of_its_own_at_its_place(self):
+        net, fields = perturbed(**NOISY, decoder_moe=True), []
+        for part in net.modules():
+            if isinstance(part, NoiseInjection):
+                part.register_forward_pre_hook(lambda module, inputs: fields.append(inputs[1]))
+        net(normal((1, 3, 16, 16)), noise_seed=NoiseField(3, layer=2, offset=(8, 16)))
+        assert sorted(field.layer for field in fields) == list(range(2, 8))
+        assert {field.seed for field in fields} == {3}
+        assert [field.offset for field in fields] == [(8 // s, 16 // s) for s in (1, 2, 4, 4, 2, 1)]
+
     def test_it_is_in_the_high_frequencies_alone_and_clamped(self):
         net, image = sure(perturbed(**NOISY, noise_clamp=0.5)), normal((1, 3, 16, 16))
         paths = {}
@@ -229,20 +318,6 @@ class TestNoise:
         assert torch.equal(*paths[f"{first}.structure"])
         added = paths[f"{first}.texture"][1] - paths[f"{first}.texture.moe"][1][0]
         assert 0 < added.abs().max() <= 0.5 + 1e-6
-
-    def test_tiles_have_the_noise_of_the_whole(self):
-        net = sure(perturbed(0.05, **TILE_SAFE, **NOISY)).double()
-        prompt = torch.ones(1, 4, dtype=torch.float64)
-        margin = net.receptive_radius + -net.receptive_radius % net.tile_multiple
-        size, offset = 2 * margin + 8, 2 * net.tile_multiple
-        image = normal((1, 3, size + offset, size + offset), dtype=torch.float64)
-        tile, inside = image[..., offset:, offset:], slice(margin, margin + 8)
-        with torch.no_grad():
-            whole = net(image, prompt=prompt, noise_seed=3)[..., offset:, offset:][..., inside, inside]
-            equal = net(tile, prompt=prompt, noise_seed=NoiseField(3, offset=(offset, offset)))[..., inside, inside]
-            elsewhere = net(tile, prompt=prompt, noise_seed=3)[..., inside, inside]
-        torch.testing.assert_close(equal, whole, rtol=0, atol=1e-12)
-        assert not torch.allclose(elsewhere, whole, atol=1e-6)
 
 
 def test_without_whatever_sees_the_whole_image_tiles_are_exact():
@@ -297,10 +372,35 @@ class TestEarlyExit:
             assert losses[0] < losses[1]
 
     def test_traced_programs_choose_among_both(self):
-        net = self.made([0.99, 0.1], moe=False, split="none", global_mixer="none", depths=(1,))
-        image = normal((2, 3, 8, 8), dtype=torch.float64)
-        program = torch.export.export(net, (image,))
-        torch.testing.assert_close(program.module()(image), net(image), rtol=0, atol=1e-12)
+        class Decoder(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.confidence, self.stage = ExitConfidence(4, least=0.9), Skippable([nn.Conv2d(4, 4, 3, padding=1)])
+                nn.init.ones_(self.confidence.linear.weight)
+
+            def forward(self, x):
+                context = RSFMoEContext(1, Aux())
+                return self.stage(self.confidence(x, context), context)
+
+        net, x = Decoder().double().eval(), normal((2, 4, 8, 8), dtype=torch.float64)
+        x = x + torch.tensor([3.0, -3.0])[:, None, None, None]
+        y = net(x)
+        assert torch.equal(y[0], x[0])
+        assert not torch.allclose(y[1], x[1], atol=1e-2)
+        torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), y, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("fields", [{}, {"split": "haar", "kernel_form": "depthwise"}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close_to_float32(dtype, fields):
+    """All four experts for every window: at near ties rounding decides on the choice."""
+    more = {"k": 4, "bypass": 0.0, "noise": True, "severe_blur": 1.0, "kernel_prior": True, "kernel_size": 5}
+    net, image = sure(perturbed(**more, **fields)), normal((2, 3, 12, 20)).clamp(0, 1)
+    exact = net(image, noise_seed=3)
+    assert (exact - image).abs().max() > 0.1
+    restored = net.to(dtype)(image.to(dtype), noise_seed=3)
+    assert restored.dtype == dtype
+    torch.testing.assert_close(restored.float(), exact, rtol=0, atol=0.05 * exact.abs().max().item())
 
 
 @pytest.mark.parametrize(
@@ -341,13 +441,30 @@ def test_deployed_it_computes_the_same_whatever_it_chooses():
     torch.testing.assert_close(deployed(image), net(image), rtol=0, atol=1e-12)
 
 
-def test_a_traced_program_chooses_the_same():
-    net, image = perturbed(depths=(1,), global_mixer="none").double(), normal((1, 3, 8, 16), dtype=torch.float64)
+class Alone(nn.Module):
+    """A mixture outside of its net, told how busy the image is."""
+
+    def __init__(self, mixture: TextureMixture) -> None:
+        super().__init__()
+        self.mixture = mixture
+
+    def forward(self, high, busy):
+        return self.mixture(high, RSFMoEContext(1, Aux(), busyness=busy))
+
+
+def test_a_traced_mixture_chooses_the_same():
+    """Two of four experts for busy windows and none for easy ones, where every expert is computed for every window."""
+    net = perturbed(depths=(1,), prompt_channels=0).double()
+    mixture = net.encoder[0].blocks[0].blocks[-1].separation.texture
+    high, image = normal((2, 4, 8, 16), dtype=torch.float64), normal((2, 3, 8, 16), dtype=torch.float64)
     image[..., :8] = 0.5
-    program = torch.export.export(net, (image,))
-    torch.testing.assert_close(program.module()(image), net(image), rtol=0, atol=1e-12)
-    share = net(image, return_aux=True).aux.statistics["encoder.0.blocks.0.blocks.2.separation.texture.kept_share"]
-    assert share < 0.8
+    route = mixture.moe(high, [busyness(image)])[1]
+    assert 0.4 < route.kept_share() < 0.7
+    assert route.indices.shape[1] == 2
+    program = torch.export.export(Alone(mixture), (high, busyness(image)))
+    traced = program.module()(high, busyness(image))
+    torch.testing.assert_close(traced, Alone(mixture)(high, busyness(image)), rtol=0, atol=1e-12)
+    assert not torch.allclose(traced[..., 10:], high[..., 10:], atol=1e-3)
 
 
 def test_after_overfitting_all_experts_are_alive_and_structure_is_nearer():

@@ -5,7 +5,7 @@ import torch
 
 from claritycore.deploy import restore_tiled
 from claritycore.nets import AutoConfig, AutoModel, SwinUNet, SwinUNetConfig
-from tests.small_nets import small_swin_unet
+from tests.small_nets import made, small_swin_unet
 from tests.strategies import normal
 
 
@@ -84,6 +84,26 @@ def test_tiles_are_the_whole(scale):
     image = normal((1, 3, 61, 47), dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(restore_tiled(net, image, 24), net.eval()(image), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("down", ["strided", "unshuffle"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"scale": 1}, {"scale": 3}, {"scale": 8}, {"scale": 2, "upsampler": "dysample"}]
+    + [{"scale": 2, "scales": (2, 4), "scale_head": head} for head in ("separate", "embedded")],
+    ids=str,
+)
+def test_a_constant_image_stays_one_whatever_is_learned(fields, down):
+    """Away from the borders, of any period: no way up, and no head, can learn a checkerboard."""
+    net = made(small_swin_unet, depths=(1, 1), refinement=0, down=down, **fields).double()
+    for parameter in net.parameters():
+        parameter.data += 0.3 * normal(tuple(parameter.shape), dtype=torch.float64)
+    scale, edge = fields["scale"], net.receptive_radius
+    with torch.no_grad():
+        grey = net(torch.full((1, 3, 2 * edge + 4, 2 * edge + 4), 0.5, dtype=torch.float64))
+    inside = grey[..., scale * edge : -scale * edge, scale * edge : -scale * edge]
+    assert (grey.amax() - grey.amin()) > 0.1, "the borders do not show: nothing was learned"
+    assert (inside.amax((2, 3)) - inside.amin((2, 3))).max() < 1e-10
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,24 @@ def test_every_preset_starts(name, photos, tmp_path, capsys):
     assert state.config.scale == int(name[-1])
 
 
+def test_a_preset_trains_the_head_of_an_early_exit_too(photos, tmp_path):
+    place = ["--data", str(photos), "--runs", str(tmp_path), "--steps", "4", "--log-every", "1", "--lr", "1e-2"]
+    assert main(["rsfmoex1", "--early-exit", "--loss", "l1", *place, *options_of("rsfmoex1")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "rsfmoex1" / "log.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "loss" in line]
+    for line in lines:
+        aux = sum(value for name, value in line.items() if name.startswith("exit.") or ".texture." in name)
+        assert line["loss"] == pytest.approx(line["l1"] + aux, rel=1e-4)
+    assert lines[0]["exit.early"] == 0  # a net that adds nothing to the image needs no decoder
+    assert lines[-1]["exit.early"] > 0
+    assert all(line["exit.confidence"] > 0 for line in lines)
+    state = read_state(tmp_path / "rsfmoex1")
+    torch.manual_seed(state.settings.seed)
+    fresh = AutoModel.from_config(state.config).state_dict()
+    (head,) = [name for name in fresh if name.startswith("bottleneck") and name.endswith("linear.bias")]
+    assert not torch.equal(state.net[head], fresh[head])
+
+
 def test_the_documented_commands_start(photos, tmp_path):
     small = ["--num-feat", "8", "--num-block", "1", "--patch-size", "32", "--workers", "0", "--device", "cpu"]
     place = ["--data", str(photos), "--runs", str(tmp_path)]

@@ -152,13 +152,35 @@ def test_a_run_that_goes_on_with_fewer_images_says_so(make_settings, config, pho
     assert "8 images were trained on, now 7: others are drawn from here on" in told
 
 
+# One process imports what a run needs, and divides for each command line that it reads: it tells the process, and then
+# the status that it ended with.
+NURSERY = """
+import json, os, sys, lightning.fabric, torch
+import claritycore.training.loop
+from claritycore.cli import main
+
+torch.set_num_threads(1)
+for line in sys.stdin:
+    if not (child := os.fork()):
+        os.dup2(2, 1)
+        os._exit(main(json.loads(line)))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_to_the_bit(make_settings, config, tmp_path):
     """SIGKILL at random moments, again and again, until the run is done."""
     whole = train(config, make_settings(name="whole", steps=300, save_every=3, log_every=100, ema=True))
-    program = (
-        "import sys, torch; torch.set_num_threads(1)\nfrom claritycore.cli import main\nsys.exit(main(sys.argv[1:]))"
-    )
     flags = (
         "--scale 2 --num-feat 8 --num-block 1 --kernel-size 5 --dropout 0.1 --patch-size 16 --batch-size 4 --lr 1e-3"
     )
@@ -166,25 +188,29 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(make_settings, config, tmp_path
     first = ["train", "--model", "plksr", *flags.split(), "--data", str(make_settings().data), "--workers", "0"]
     first += ["--runs", str(tmp_path / "runs"), "--name", "killed", *common]
     folder = whole.parent / "killed"
-    draw = random.Random(0)
-    kills = 0
-    for _ in range(60):
-        begun = (folder / "last.ckpt").exists()
-        command = ["resume", str(folder)] if begun else first
-        if folder.exists() and not begun:
-            for path in folder.iterdir():
-                path.unlink()
-        process = subprocess.Popen([sys.executable, "-c", program, *command], stderr=subprocess.DEVNULL)
-        step = read_state(folder).step if begun else 0
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline and kills < 20:
-            if (folder / "last.ckpt").exists() and read_state(folder).step > step:
-                time.sleep(draw.random() * 0.05)
-                process.send_signal(signal.SIGKILL)
-                kills += process.wait() == -signal.SIGKILL
-            time.sleep(0.002)
-        if process.wait() == 0:
-            break
+    draw, kills = random.Random(0), 0
+    quiet = {"stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(
+        [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **quiet
+    ) as nursery:
+        while True:
+            begun = (folder / "last.ckpt").exists()
+            step = read_state(folder).step if begun else 0
+            nursery.stdin.write(json.dumps(["resume", str(folder)] if begun else first) + "\n")
+            nursery.stdin.flush()
+            child = int(nursery.stdout.readline())
+            while kills < 20 and lives(child):
+                if (folder / "last.ckpt").exists() and read_state(folder).step > step:
+                    time.sleep(draw.random() * 0.05)
+                    os.kill(child, signal.SIGKILL)
+                    break
+                time.sleep(0.002)
+            status = int(nursery.stdout.readline())
+            kills += status == -signal.SIGKILL
+            if status != -signal.SIGKILL:
+                break
+        nursery.stdin.close()
+    assert status == 0
     assert kills == 20
     assert_same_run(whole, folder)
 
