@@ -236,7 +236,10 @@ class TestExperts:
 
     def test_an_easy_image_sends_no_window_to_experts_and_costs_less(self):
         net = made(level="window", window_size=2, bypass=0.5)
-        flat, textured = torch.full((1, 3, 16, 16), 0.5), torch.rand(1, 3, 16, 16, generator=torch.manual_seed(0))
+        flat, textured = (
+            torch.full((1, 3, 16, 16), 0.5),
+            torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+        )
         kept, cost = [], []
         for image in (flat, torch.cat([flat[..., :8], textured[..., 8:]], 3), textured):
             kept.append(net(image, return_aux=True).aux.statistics["bottleneck.blocks.0.kept_share"].item())
@@ -286,6 +289,11 @@ class TestPrompt:
         assert (first - second).abs().max() > 0.01
         assert not torch.allclose(net(image, prompt=prompts[0]), net(image, prompt=prompts[1]), atol=1e-4)
         assert torch.equal(net(image), net(image, prompt=torch.zeros(1, 5)))
+        bottleneck, seen = bottleneck_of(net), []
+        bottleneck.moe.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        x = normal((1, 8, 4, 4))
+        bottleneck(x, HERSRContext(1, Aux(), prompts[0]))
+        torch.testing.assert_close(seen[0], bottleneck.film(x, prompts[0]))
 
     def test_a_map_of_uncertainty_may_take_its_place(self):
         net, image = made(prompt="given", prompt_dim=1).double(), normal((2, 3, 7, 9), dtype=torch.float64)
@@ -352,7 +360,7 @@ def test_what_ablations_change_shows(fields):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.003), (torch.bfloat16, 0.025)], ids=str)
 @pytest.mark.parametrize("fields", [{"prompt": "generated", "overlap_ratio": 0.5}, LOCAL], ids=str)
 def test_half_precision_makes_the_same_corrections(fields, dtype, tolerance):
-    net, image = made(**fields), torch.rand(2, 3, 12, 20, generator=torch.manual_seed(1)).to(dtype)
+    net, image = made(**fields), torch.rand(2, 3, 12, 20, generator=torch.Generator().manual_seed(1)).to(dtype)
     with torch.no_grad():
         exact = net(image.float(), noise_seed=3) - image.float()
         restored = net.to(dtype)(image, noise_seed=3)
