@@ -43,7 +43,7 @@ def window_attention(
     zero_border: bool,
     form: str = "torch",
 ) -> tuple[Any, Any]:
-    """Return y and, in the place of the operator's sums of exponentials, which nothing reads, y once more."""
+    """Return y and, in the place of sums of exponentials, which backward alone reads, nothing."""
     wide = FLOAT64 if qkv.dtype == ir.DataType.DOUBLE else FLOAT32
     channels = qkv.shape[-1] // (3 if kv is None else 1)
     cuts = [_cut(qkv, dim, *numbers) for dim, *numbers in zip((1, 2), window, key_window, shift, dilation, strict=True)]
@@ -70,7 +70,7 @@ def window_attention(
         logits = op.Where(op.Unsqueeze(seen, _ints(1, 2)), logits, op.CastLike(float("-inf"), logits))
     y = _put_back(op.MatMul(op.Softmax(logits, axis=-1), v), cuts, channels)
     y = op.CastLike(op.Reshape(y, op.Concat(op.Shape(qkv, start=0, end=3), _ints(channels), axis=0)), qkv)
-    return y, y
+    return y, op.Cast(op.ConstantOfShape(_ints(0)), to=wide)
 
 
 def _cut(x: Any, dim: int, window: int, key_window: int, shift: int, dilation: Any) -> _Cut:
