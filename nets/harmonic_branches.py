@@ -26,7 +26,7 @@ from ..blocks.padding import cropped
 from ..blocks.precision import at_least_float32
 from ..blocks.tiling import Tiling, tiling_of
 from .busyness import busyness
-from .stage import Conditioned, Context, Stage
+from .stage import Conditioned, Context, Stage, opened
 
 TEXTURE = 3
 """The place of the expert for texture: denoise, deblur and artifacts come before it."""
@@ -244,19 +244,6 @@ class FrequencyResidual(nn.Module):
 
     def extra_repr(self) -> str:
         return f"limit={self.limit}"
-
-
-def opened(fuse: FreqFuse) -> FreqFuse:
-    """Start both weights at 1, where `FreqFuse` starts them at 0.
-
-    The head of the net is zero at the start: behind a second zero the branches would learn nothing for long.
-
-    >>> opened(FreqFuse(2)).low_weight.data
-    tensor([1., 1.])
-    """
-    nn.init.ones_(fuse.low_weight)
-    nn.init.ones_(fuse.high_weight)
-    return fuse
 
 
 def resized(x: Tensor, factor: int, height: int, width: int) -> Tensor:

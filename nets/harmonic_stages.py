@@ -38,8 +38,8 @@ from ..blocks import (
     WindowAttention2d,
 )
 from .busyness import start_gate
-from .harmonic_branches import BandFusion, FrequencyResidual, HighBranch, LowBranch, TextureBlock, opened
-from .stage import Stage
+from .harmonic_branches import BandFusion, FrequencyResidual, HighBranch, LowBranch, TextureBlock
+from .stage import Stage, opened
 
 if TYPE_CHECKING:
     from .harmonic import HARMONICConfig

@@ -11,10 +11,11 @@ from ..blocks.checks import check_odd, check_positive
 from ..blocks.padding import pad_to_multiple
 from ..blocks.plk import Form
 from .base import check_image
+from .busyness import busyness
 from .output import Aux, RestorationOutput
 from .registry import register_config
 from .rsfmoe_exit import ExitConfidence, Skippable
-from .rsfmoe_parts import EXPERTS, RSFMoEContext, busyness
+from .rsfmoe_parts import EXPERTS, RSFMoEContext
 from .rsfmoe_stages import CODE_CHANNELS, bottleneck_stage, decoder_stage, degradation_prompt, encoder_stage
 from .stage import Stage, noise_of
 from .unet import UNet, UNetConfig

@@ -13,7 +13,6 @@ from ..blocks import (
     DetailExpert,
     FreqSep,
     KernelPrior,
-    LocalStatistics,
     MoE2d,
     NoiseField,
     NoiseInjection,
@@ -25,15 +24,10 @@ from ..blocks import (
 )
 from ..blocks.padding import cropped
 from ..blocks.precision import at_least_float32
+from .busyness import AROUND, GREY_LEVELS, start_gate
 from .stage import Conditioned, Context
 
 EXPERTS = (DetailExpert, TextureExpert, DeblurExpert, DenoiseExpert)
-
-GREY_LEVELS = 255
-# Side of the windows of which the deviation is taken; those that are routed take the mean of many.
-AROUND = 3
-# Between the score of a gate and the logarithm of the deviation around a place, in grey levels.
-GATE_SLOPE, GATE_START = 2.0, -2.0
 
 
 @dataclass
@@ -73,17 +67,6 @@ class RSFMoEContext(Context):
         """Prompt and mean code of each image side by side (B, D + N)."""
         codes = [] if self.code is None else [self.code.mean((2, 3))]
         return torch.cat([*([] if self.prompt is None else [self.prompt]), *codes], dim=1)
-
-
-def busyness(image: Tensor) -> Tensor:
-    """The logarithm of the local deviation of an image in grey levels, (B, 1, H, W): 0 where it is flat.
-
-    >>> busyness(torch.full((1, 3, 4, 4), 0.5)).abs().max()
-    tensor(0.)
-    """
-    grey = at_least_float32(image).mean(1, keepdim=True)
-    variance = LocalStatistics(AROUND)(grey)[:, 1:].expm1()
-    return 0.5 * (GREY_LEVELS**2 * variance).log1p()
 
 
 def traces(x: Tensor) -> Tensor:
@@ -207,7 +190,7 @@ class TextureMixture(Conditioned):
         self.tile_safe, self.tile_multiple = self.moe.tile_safe, self.moe.tile_multiple
         around = -(-(AROUND // 2) // stride)
         self.receptive_radius = max(self.moe.receptive_radius, window_size - 1 + around)
-        self._start_gate()
+        start_gate(router)
 
     def forward(self, high: Tensor, context: RSFMoEContext) -> Tensor:
         y, route = self.moe(high, self._conditions(high, context))
@@ -239,14 +222,6 @@ class TextureMixture(Conditioned):
         if given.samples is not None and context.samples is not None:
             samples = torch.as_tensor(given.samples, device=context.samples.device)[context.samples]
         return NoiseField(given.seed, given.layer + self.layer, samples, offset)
-
-    @torch.no_grad()
-    def _start_gate(self) -> None:
-        gate = self.moe.router.gate
-        if gate is not None:
-            gate.weight.zero_()
-            gate.weight[:, self.moe.router.in_channels + 1] = GATE_SLOPE  # of the first condition
-            gate.bias.fill_(GATE_START)
 
 
 class FrequencyUnit(Conditioned):

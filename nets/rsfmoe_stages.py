@@ -26,6 +26,7 @@ from ..blocks import (
 )
 from .rsfmoe_exit import ExitConfidence
 from .rsfmoe_parts import EXPERTS, DegradationPrompt, FrequencyUnit, SteeredBlock, TextureMixture
+from .stage import opened
 
 if TYPE_CHECKING:
     from .rsfmoe import RSFMoEConfig
@@ -117,7 +118,7 @@ def _frequencies(config: "RSFMoEConfig", level: int, *, layer: int) -> list[nn.M
         split=FreqSplit2d(width, kind=config.split),
         structure=ConvExpert(width),
         texture=texture,
-        fuse=FreqFuse(width, max_gain=config.hf_gain),
+        fuse=opened(FreqFuse(width, max_gain=config.hf_gain)),
     )
     return [FrequencyUnit(separation) if config.moe else separation]
 

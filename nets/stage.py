@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..blocks import NoiseField
+from ..blocks import FreqFuse, NoiseField
 from ..blocks.tiling import tiling_of
 from .output import Aux
 
@@ -80,3 +80,16 @@ def noise_of(seed: int | NoiseField | None, *, has_noise: bool = True) -> NoiseF
     if seed is not None and not has_noise:
         raise ValueError("noise_seed must be None for a net without noise")
     return seed if seed is None or isinstance(seed, NoiseField) else NoiseField(seed)
+
+
+def opened(fuse: FreqFuse) -> FreqFuse:
+    """Start both weights at 1, where `FreqFuse` starts them at 0.
+
+    The head of the net is zero at the start: behind a second zero the branches would learn nothing for long.
+
+    >>> opened(FreqFuse(2)).low_weight.data
+    tensor([1., 1.])
+    """
+    nn.init.ones_(fuse.low_weight)
+    nn.init.ones_(fuse.high_weight)
+    return fuse

@@ -19,12 +19,9 @@ from claritycore.blocks.deformable_attention import DeformableAttention2d
 from claritycore.blocks.window_attention import WindowAttention2d
 from claritycore.deploy import flop_formulas
 from claritycore.nets import AutoConfig, AutoModel, Aux, RSFMoEConfig, RSFMoENet
+from claritycore.nets.busyness import busyness
 from claritycore.nets.rsfmoe_exit import ExitConfidence, Skippable
-from claritycore.nets.rsfmoe_parts import (
-    RSFMoEContext,
-    TextureMixture,
-    busyness,
-)
+from claritycore.nets.rsfmoe_parts import RSFMoEContext, TextureMixture
 from tests.nets.test_learning import photograph, trained
 from tests.small_nets import small_rsfmoe
 from tests.strategies import normal

@@ -9,7 +9,8 @@ from torch import nn
 
 from claritycore.blocks import MoE2d
 from claritycore.nets import Aux
-from claritycore.nets.rsfmoe_parts import DegradationPrompt, RSFMoEContext, SteeredBlock, busyness
+from claritycore.nets.busyness import busyness
+from claritycore.nets.rsfmoe_parts import DegradationPrompt, RSFMoEContext, SteeredBlock
 from claritycore.training import Recipe, degrade, supervise
 from claritycore.training.stages import Downsample, Noise
 from tests.nets.test_rsfmoe import perturbed
