@@ -73,8 +73,7 @@ def modulate(weight: Tensor, style: Tensor, *, demodulate: bool = True, eps: flo
         weight, style = weight / largest, style / loudest
         if not demodulate:
             return Modulation(weight, style, loudest * largest.flatten())
-        # On a CPU a sum over so few numbers takes twice as long as this product.
-        q = weight.square().flatten(2) @ weight.new_ones(weight[0, 0].numel())
+        q = sums_of_squares(weight)
         power = style.square()
         expected = power.mean(1, keepdim=True) * q.sum(1)
         total = power @ q.mT + eps * expected
@@ -168,6 +167,15 @@ def _fastest(x: Tensor, weight: Tensor) -> Form:
         return "folded" if small_kernel else "scale"
     large = x.is_cpu and pixels >= MANY_PIXELS and x.dtype.itemsize >= 4 and x.is_contiguous()
     return "grouped" if large and small_kernel else "scale"
+
+
+def sums_of_squares(weight: Tensor) -> Tensor:
+    """Sum up the squares of each kernel's taps: (O, I, k, k) -> (O, I)."""
+    if torch.is_grad_enabled() and weight.requires_grad:
+        # On a CPU a sum over so few numbers takes twice as long as this product.
+        return weight.square().flatten(2) @ weight.new_ones(weight[0, 0].numel())
+    # One pass over the kernel, which writes nothing of its size; but at zero a norm has no second derivative.
+    return torch.linalg.vector_norm(weight, dim=(2, 3)).square()
 
 
 def _largest(x: Tensor, axes: tuple[int, ...]) -> Tensor:
