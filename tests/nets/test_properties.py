@@ -17,11 +17,12 @@ pytestmark = pytest.mark.parametrize("build", NETS.values(), ids=NETS.keys())
 
 @given(data=st.data(), scale=st.sampled_from(SCALES))
 def test_any_height_and_width_and_every_scale(build, data, scale):
-    image = data.draw(feature_maps(3, sides=st.integers(1, 40)))
-    with torch.no_grad():
-        restored = made(build, scale=scale)(image)
-    assert tuple(restored.shape) == (len(image), 3, scale * image.shape[2], scale * image.shape[3])
-    assert restored.isfinite().all()
+    image, net = data.draw(feature_maps(3, sides=st.integers(1, 80))), made(build, scale=scale)
+    for autocast in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            restored = net(image)
+        assert tuple(restored.shape) == (len(image), 3, scale * image.shape[2], scale * image.shape[3])
+        assert restored.isfinite().all()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.05)], ids=str)
