@@ -171,7 +171,6 @@ class DoubleConvChannelMixer(nn.Module):
         self.activation = activation
         self.conv1 = _mixing_conv(channels, expansion * channels, branches)
         self.conv2 = _mixing_conv(expansion * channels, channels, branches)
-        start_small(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels, self)
@@ -240,7 +239,7 @@ class PLKBlock(nn.Module):
         self.norm = _norm(norm, channels)
         self.tile_safe = norm in ("none", "layer")
         self.receptive_radius = self.mixer.receptive_radius + self.large_kernel.receptive_radius + int(attention)
-        start_small(self.refine, self.attention, self.large_kernel)
+        _start_small(self.mixer.conv2, self.refine, self.attention, self.large_kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels, self)
@@ -250,7 +249,7 @@ class PLKBlock(nn.Module):
 
 
 @torch.no_grad()
-def start_small(*parts: nn.Module) -> None:
+def _start_small(*parts: nn.Module) -> None:
     """Start convolutions as those of PLKSR do."""
     for part in parts:
         for module in part.modules():
