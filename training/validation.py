@@ -89,8 +89,8 @@ def evaluate(
       binomial pyramid, three halvings down and up again (`low_pass`), in which nothing finer than about 16 pixels is
       left.
     - ``hf_psnr``: the PSNR of what the pyramid takes away, edges and texture.
-    - ``input_psnr``, ``input_ssim``, ``input_lf_psnr`` and ``input_hf_psnr``: the same of the degraded image, brought to
-      size by MATLAB's bicubic.
+    - ``input_psnr``, ``input_ssim``, ``input_lf_psnr`` and ``input_hf_psnr``: the same of the degraded image, brought
+      to size by MATLAB's bicubic.
     - ``structure_psnr``, of nets with a branch of low frequencies (`HARMONIC.structure`): the PSNR of what it makes of
       the image alone, at half the size, to the means of the original.
     - ``lpips``, if it is given, of all pixels; the less, the more alike.
