@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.depthwise_conv2d.operands import ACTIVATIONS
+from ..kernels.activations import ACTIVATIONS
 from ..kernels.expert_routing.operands import Operands as ExpertOperands
 from ..kernels.expert_routing.reference import route_top_k_reference
 from ..kernels.frequency_split.operands import mirror, radius_of, taps_of
