@@ -14,9 +14,9 @@ from claritycore.kernels import blur_split, fft_split, gaussian_sigma, haar_merg
 from claritycore.kernels.frequency_split import fallback
 from claritycore.kernels.frequency_split.op_fourier import smooth
 from claritycore.kernels.frequency_split.operands import radius_of
+from tests.kernels.closeness import CPU
 from tests.strategies import SIDES, normal
 
-CPU = torch.device("cpu")
 FORMATS = {"first": torch.contiguous_format, "last": torch.channels_last}
 SIGMAS = [0.3, 0.7, torch.tensor([0.3, 0.7, 0.5])]
 TINY = [(1, 1), (1, 5), (4, 1), (2, 3), (4, 5)]
