@@ -199,6 +199,13 @@ def test_a_net_documents_itself_and_keeps_the_form(name):
     assert any(key.startswith(name) for key in NETS), "no property test builds it"
 
 
+@pytest.mark.parametrize("name", [name for name in TREES if Path(name).parts[0] == "nets"])
+def test_a_part_of_a_net_states_its_shapes(name):
+    public = [node for node in TREES[name].body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
+    parts = [node for node in public if {"forward"} & {getattr(item, "name", "") for item in node.body}]
+    assert all("Shape:" in (ast.get_docstring(part) or "") for part in parts)
+
+
 @pytest.mark.parametrize("name", nets.list_models())
 def test_a_registered_net_has_a_readme_row(name):
     assert f"`{name}`" in README
