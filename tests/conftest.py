@@ -13,6 +13,9 @@ from claritycore.nets import registry
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Inductor would start a pool of compilers in each worker, which takes longer than what there is to compile.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 torch.set_num_threads(1)
 
 settings.register_profile("committed", deadline=None, derandomize=True, max_examples=10)
