@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -161,12 +162,24 @@ from claritycore.cli import main
 
 torch.set_num_threads(1)
 for line in sys.stdin:
+    command, environment = json.loads(line)
     if not (child := os.fork()):
         os.dup2(2, 1)
-        os._exit(main(json.loads(line)))
+        os.environ.update(environment)
+        os._exit(main(command))
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+def opened_nursery(**options) -> subprocess.Popen:
+    command = [sys.executable, "-c", NURSERY]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+
+
+def begin(nursery: subprocess.Popen, *command: str, **environment: str) -> None:
+    nursery.stdin.write(json.dumps([command, environment]) + "\n")
+    nursery.stdin.flush()
 
 
 def lives(process: int) -> bool:
@@ -189,15 +202,11 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(make_settings, config, tmp_path
     first += ["--runs", str(tmp_path / "runs"), "--name", "killed", *common]
     folder = whole.parent / "killed"
     draw, kills = random.Random(0), 0
-    quiet = {"stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(
-        [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **quiet
-    ) as nursery:
+    with opened_nursery(stderr=subprocess.DEVNULL) as nursery:
         while True:
             begun = (folder / "last.ckpt").exists()
             step = read_state(folder).step if begun else 0
-            nursery.stdin.write(json.dumps(["resume", str(folder)] if begun else first) + "\n")
-            nursery.stdin.flush()
+            begin(nursery, *(["resume", str(folder)] if begun else first))
             child = int(nursery.stdout.readline())
             while kills < 20 and lives(child):
                 if (folder / "last.ckpt").exists() and read_state(folder).step > step:
@@ -224,16 +233,28 @@ def test_micro_batches_change_nothing(make_settings, config):
         torch.testing.assert_close(parts.net[key], value, rtol=1e-4, atol=1e-6)
 
 
-def in_processes(count: int, *command: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-m", "claritycore", *command, "--devices", str(count)]
-    done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def nurseries():
+    """Two processes that divide for each run: to import what it needs takes longer than a short one."""
+    with opened_nursery() as first, opened_nursery() as second:
+        yield first, second
+        first.stdin.close()
+        second.stdin.close()
+
+
+def in_processes(nurseries, *command: str) -> None:
+    """Run a command in as many processes, which learn of each other as those of a cluster do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    for rank, nursery in enumerate(nurseries):
+        begin(nursery, *command, "--devices", str(len(nurseries)), LOCAL_RANK=str(rank), **place)
+    assert [[int(nursery.stdout.readline()) for _ in range(2)][1] for nursery in nurseries] == [0] * len(nurseries)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "net"), [("ddp", "plksr"), ("fsdp", "plksr"), ("fsdp", "span")])
-def test_two_processes_are_one_with_the_same_global_batch(photos, tmp_path, strategy, net):
+def test_two_processes_are_one_with_the_same_global_batch(nurseries, photos, tmp_path, strategy, net):
     """Ten steps, which the two processes make in two goes: weights, average and figures are those of one process."""
     sizes = "--scale 2 --num-feat 8 --num-block 1 --patch-size 16 --batch-size 8 --lr 1e-3"
     sizes += " --kernel-size 5" if net == "plksr" else ""
@@ -241,9 +262,9 @@ def test_two_processes_are_one_with_the_same_global_batch(photos, tmp_path, stra
     often = "--save-every 4 --validate-every 10 --log-every 1 --schedule constant --ema --clip 0.1"
     plain = ["--no-amp", "--device", "cpu", "--workers", "0", "--strategy", strategy]
     common = ["train", "--model", net, *sizes.split(), *files, *often.split(), *plain]
-    in_processes(1, *common, "--name", "one", "--steps", "10")
-    in_processes(2, *common, "--name", "two", "--steps", "4")
-    in_processes(2, "resume", str(tmp_path / "two"), "--steps", "10")
+    in_processes(nurseries[:1], *common, "--name", "one", "--steps", "10")
+    in_processes(nurseries, *common, "--name", "two", "--steps", "4")
+    in_processes(nurseries, "resume", str(tmp_path / "two"), "--steps", "10")
     first, second = read_state(tmp_path / "one"), read_state(tmp_path / "two")
     for name in ("net", "average"):
         for key, value in getattr(first, name).items():
