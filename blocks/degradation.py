@@ -12,7 +12,7 @@ from .checks import check_feature_map, check_odd, check_positive
 from .degradation_features import FAINTEST, fixed_features
 from .padding import pad_to_multiple
 from .precision import at_least_float32
-from .strided_conv import StridedConv2d
+from .safe_conv import SafeConv2d
 
 # What stands for 1 within: images differ by about that much.
 NOISE_UNIT, BLUR_UNIT = 0.1, 2.0
@@ -95,7 +95,7 @@ class DegradationEstimator(nn.Module):
             raise ValueError("widths must have at least one number, got none")
         self.in_channels = in_channels
         self.convs = nn.ModuleList(
-            StridedConv2d(before, after, 3, stride=2, padding=1)
+            SafeConv2d(before, after, 3, stride=2, padding=1)
             for before, after in zip((2 * in_channels, *widths), widths, strict=False)
         )
         self.hidden = nn.Linear(4 + 2 * widths[-1], hidden)

@@ -208,4 +208,4 @@ def cut(x: Tensor, border: int) -> Tensor:
     >>> cut(torch.zeros(1, 1, 5, 7), 2).shape
     torch.Size([1, 1, 1, 3])
     """
-    return x[..., border : x.shape[2] - border, border : x.shape[3] - border] if border else x
+    return x[..., border : x.shape[-2] - border, border : x.shape[-1] - border] if border else x

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from .checks import check_odd, check_positive
 from .experts import Expert, cut
+from .safe_conv import SafeConv2d
 
 
 class DeblurExpert(Expert):
@@ -41,7 +42,7 @@ class DeblurExpert(Expert):
         check_positive(dilation=dilation)
         self.halo = (1 + dilation) * (kernel_size // 2)
         self.near = nn.Conv2d(channels, channels, kernel_size, groups=channels)
-        self.far = nn.Conv2d(channels, channels, kernel_size, groups=channels, dilation=dilation)
+        self.far = SafeConv2d(channels, channels, kernel_size, groups=channels, dilation=dilation)
         self.attention = nn.Conv2d(channels, channels, 1)
         self.project_out = nn.Conv2d(channels, channels, 1)
 
@@ -126,7 +127,7 @@ class ArtifactExpert(Expert):
         super().__init__(channels)
         self.project_in = nn.Conv2d(channels, channels, 1)
         self.across = nn.Sequential(
-            *(nn.Conv2d(channels, channels, 3, groups=channels, dilation=dilation) for dilation in self.dilations)
+            *(SafeConv2d(channels, channels, 3, groups=channels, dilation=dilation) for dilation in self.dilations)
         )
         self.project_out = nn.Conv2d(channels, channels, 1)
 

@@ -84,11 +84,12 @@ class FrequencyExpert(Expert):
     def valid(self, x: Tensor) -> Tensor:
         side = self.tile_multiple
         y = pad_to_multiple(self.project_in(x), side)
-        wide = compute_dtype(y)
         with without_autocast(y):
-            cells = y.unflatten(3, (-1, side)).unflatten(2, (-1, side)).transpose(3, 4).to(wide)
-            transform = dct_matrix(side, cells)
-            spectra = transform @ cells @ transform.mT * self.gain[:, None, None].to(wide)
-            cells = transform.mT @ spectra @ transform
-        y = cells.transpose(3, 4).flatten(4, 5).flatten(2, 3).to(y.dtype)
+            pixels = y.permute(0, 2, 3, 1).to(compute_dtype(y))
+            transform, gain = dct_matrix(side, pixels), self.gain.permute(1, 2, 0)[:, None].to(pixels.dtype)
+            rows = transform @ pixels.flatten(2).unflatten(1, (-1, side))
+            spectra = transform @ rows.unflatten(3, (-1, side, self.channels)) * gain
+            rows = (transform.mT @ spectra).flatten(3)
+            pixels = (transform.mT @ rows).flatten(1, 2).unflatten(2, (-1, self.channels))
+        y = pixels.permute(0, 3, 1, 2).to(y.dtype)
         return self.project_out(cropped(y, x.shape[2], x.shape[3]))

@@ -1,7 +1,6 @@
 """A mixture of experts over the pixels, the windows or the images of a batch."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, cast, get_args
 
 import torch
@@ -17,10 +16,8 @@ from .moe_dispatch import (
     described,
     halo_of,
     masked,
-    put_together,
     run_surrounded,
     run_whole,
-    windows_of,
 )
 from .moe_tokens import StackedExperts
 from .padding import cropped, pad_to_multiple
@@ -143,31 +140,25 @@ class MoE2d(nn.Module):
 
     def _by_window(self, x: Tensor, conditions: Sequence[Tensor]) -> tuple[Tensor, RouteResult]:
         size, surplus = self.window_size, self.surplus
-        wide = pad_to_multiple(x, size, surround=surplus)
-        whole = cut(wide, surplus)
+        whole = pad_to_multiple(x, size)
         rows, columns = whole.shape[2] // size, whole.shape[3] // size
         route = self.router(described(whole, rows, columns), _by_region(conditions, rows, columns, size))
         assignment, experts = self._assignment(route), list(cast(nn.ModuleList, self.experts))
-        run = partial(run_surrounded, surplus=surplus)
+        halos = [halo_of(expert) or 0 for expert in experts]
         if computes_all(x):
-            mixed = masked(experts, wide, assignment, run, whole)
+            wide = pad_to_multiple(x, size, surround=surplus)
+            around = [cut(wide, surplus - halo) for halo in halos]
+            mixed = masked(experts, around, assignment, run_surrounded, whole)
         else:
-            places = assignment.places()
-            like = wide.new_empty(len(places), self.channels, size, size)
-
-            def take(rows: Sequence[Tensor]) -> Sequence[Tensor]:
-                return windows_of(wide, size, surplus, [places[some] for some in rows])
-
-            mixed = by_choice(experts, take, assignment, run, like)
-            mixed = put_together(assignment.onto_grid(mixed), route.grid)
+            mixed = by_choice(experts, x, assignment, run_surrounded, (size, size), halos)
         return cropped(mixed, x.shape[2], x.shape[3]), route
 
     def _by_image(self, x: Tensor, conditions: Sequence[Tensor]) -> tuple[Tensor, RouteResult]:
         route = self.router(described(x, 1, 1), _by_region(conditions, 1, 1, 1))
         assignment, experts = self._assignment(route), list(cast(nn.ModuleList, self.experts))
         if computes_all(x):
-            return masked(experts, x, assignment, run_whole, x), route
-        return by_choice(experts, lambda rows: [x[some] for some in rows], assignment, run_whole, x), route
+            return masked(experts, [x] * len(experts), assignment, run_whole, x), route
+        return by_choice(experts, x, assignment, run_whole, x.shape[2:], [0] * len(experts)), route
 
     def _assignment(self, route: RouteResult) -> Assignment:
         """The chosen experts, and behind them those that every region goes to."""

@@ -1,18 +1,21 @@
 """Taking regions to their experts and back: to those alone that were chosen for each, or to all of them, masked."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels.memory_format import is_channels_last
 from .experts import Expert, cut
+from .padding import mirrored
 from .precision import at_least_float32
 
 Run = Callable[[nn.Module, Tensor], Tensor]
-Take = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+Size = Sequence[int]
 
 EPS = 1e-5
+STRETCH = 1024
 
 
 class Assignment(NamedTuple):
@@ -44,9 +47,26 @@ class Assignment(NamedTuple):
         """Whether it was chosen, likewise: a weight may be 0, too."""
         return self._replace(weights=torch.ones_like(self.weights)).table(num_experts) > 0
 
-    def places(self) -> Tensor:
-        """Where the T regions lie in the grid: (T,)."""
-        return torch.arange(len(self.indices), device=self.indices.device) if self.regions is None else self.regions
+    def pixels(self, size: Size, shape: Size, halo: int = 0) -> Tensor:
+        """The numbers of the pixels of all T regions in a batch of maps: (T, height + 2 halo, width + 2 halo).
+
+        Args:
+            size: height and width of a region.
+            shape: of a map; what lies outside is mirrored.
+            halo: how many pixels around a region are of it.
+
+        >>> Assignment(torch.tensor([[0], [0]]), torch.ones(2, 1), (1, 1, 2), None).pixels((1, 2), (1, 4), 1)[1]
+        tensor([[1, 2, 3, 2],
+                [1, 2, 3, 2],
+                [1, 2, 3, 2]])
+        """
+        _, rows, columns = self.grid
+        every = torch.arange(len(self.indices), device=self.indices.device) if self.regions is None else self.regions
+        place = every[:, None]
+        down, across = (torch.arange(-halo, side + halo, device=place.device) for side in size)
+        down = mirrored(place // columns % rows * size[0] + down, shape[0])
+        across = mirrored(place % columns * size[1] + across, shape[1])
+        return ((place // (rows * columns) * shape[0] + down) * shape[1])[:, :, None] + across[:, None]
 
     def onto_grid(self, values: Tensor) -> Tensor:
         """Values of the T regions, (T, ...), as values of all: zero for those that are left alone."""
@@ -57,45 +77,55 @@ class Assignment(NamedTuple):
         return everywhere.index_put((self.regions,), values)
 
 
-def by_choice(experts: Sequence[nn.Module], take: Take, assignment: Assignment, run: Run, like: Tensor) -> Tensor:
-    """Add up the outputs of the chosen experts, which alone are computed.
+def by_choice(
+    experts: Sequence[nn.Module], x: Tensor, assignment: Assignment, run: Run, size: Size, halos: Sequence[int]
+) -> Tensor:
+    """Add up the outputs of the chosen experts, which alone are computed, for regions that lie channels-last.
 
     Where there are gradients, experts without a region run on none: their parameters get gradients of zeros, as
     DistributedDataParallel needs.
 
     Args:
         experts: in their order.
-        take: gives each expert those of the T regions that it asks for by number, (n, C, h, w), with whatever
-            surrounds them.
-        assignment: which of them go where.
+        x: the map, (B, C, H, W).
+        assignment: which regions go where.
         run: applies an expert.
-        like: of the shape and dtype of what is returned.
+        size: height and width of a region.
+        halos: how many pixels around its regions each expert gets, mirrored where the map ends.
     """
-    mixed = torch.zeros_like(like)
+    (images, rows, columns), channels, surplus = assignment.grid, x.shape[1], max(halos)
+    shape = images, rows * size[0], columns * size[1], channels
+    around = assignment.pixels(size, x.shape[2:], surplus)
+    within = assignment.pixels(size, shape[1:3])
     chosen = [(assignment.indices == number).nonzero(as_tuple=True) for number in range(len(experts))]
-    for (rows, places), expert, x in zip(chosen, experts, take([rows for rows, _ in chosen]), strict=True):
-        if len(rows) or torch.is_grad_enabled():
-            made = _checked(run(expert, x), like, expert)
-            # Each row comes once: nothing is added up in an order that could vary.
-            mixed.index_add_(0, rows, _weighted(made, assignment.weights[rows, places][:, None, None, None], like))
-    return mixed
+    wanted = [cut(around[some], surplus - halo) for (some, _), halo in zip(chosen, halos, strict=True)]
+    mixed = x.new_zeros(images * shape[1] * shape[2], channels)
+    for expert, (some, choice), region in zip(experts, chosen, rows_of(tokens_of(x), wanted), strict=True):
+        if len(some) or torch.is_grad_enabled():
+            made = _checked(run(expert, region.permute(0, 3, 1, 2)), (channels, *size), expert)
+            made = _weighted(made, assignment.weights[some, choice][:, None, None, None], x)
+            # Each pixel comes once: nothing is added up in an order that could vary.
+            mixed.index_add_(0, within[some].flatten(), made.permute(0, 2, 3, 1).flatten(0, 2))
+    return map_of(mixed.view(shape), x)
 
 
-def masked(experts: Sequence[nn.Module], x: Tensor, assignment: Assignment, run: Run, like: Tensor) -> Tensor:
+def masked(
+    experts: Sequence[nn.Module], maps: Sequence[Tensor], assignment: Assignment, run: Run, like: Tensor
+) -> Tensor:
     """Add up the same with every expert computed for whole maps.
 
     Args:
         experts: in their order.
-        x: the map, with whatever surrounds it.
+        maps: for each expert the map, with whatever surrounds it.
         assignment: which regions go where.
         run: applies an expert.
         like: of the shape (B, C, H, W) and dtype of what is returned; regions share it out evenly.
     """
     weights, chosen = assignment.table(len(experts)), assignment.chosen(len(experts))
     mixed = torch.zeros_like(like)
-    for number, expert in enumerate(experts):
+    for number, (expert, x) in enumerate(zip(experts, maps, strict=True)):
         weight, mask = (_as_map(values[:, number], assignment.grid, like) for values in (weights, chosen))
-        made = _weighted(_checked(run(expert, x), like, expert), weight, like)
+        made = _weighted(_checked(run(expert, x), tuple(like.shape[1:]), expert), weight, like)
         # Not a product with zero: what was not chosen may be NaN.
         mixed = mixed + torch.where(mask, made, 0)
     return mixed
@@ -112,9 +142,8 @@ def run_whole(expert: nn.Module, x: Tensor) -> Tensor:
     return expert(x)
 
 
-def run_surrounded(expert: nn.Module, x: Tensor, surplus: int) -> Tensor:
-    """Apply an expert to a map that has `surplus` pixels more at each side, of which it takes its halo."""
-    x = cut(x, surplus - (halo_of(expert) or 0))
+def run_surrounded(expert: nn.Module, x: Tensor) -> Tensor:
+    """Apply an expert to a map that has its halo around it."""
     return expert.valid(x) if isinstance(expert, Expert) else expert(x)
 
 
@@ -127,98 +156,31 @@ def halo_of(expert: nn.Module) -> int | None:
     return cast("int | None", getattr(expert, "halo", None))
 
 
-class Grid(NamedTuple):
-    """How a map is cut into windows: their side without and their distance from what surrounds them."""
-
-    size: int
-    surplus: int
-
-    def view(self, x: Tensor) -> Tensor:
-        """All windows of a map, without a copy: (B, h, w, C, side, side). They overlap."""
-        side = self.size + 2 * self.surplus
-        return x.unfold(2, side, self.size).unfold(3, side, self.size).permute(0, 2, 3, 1, 4, 5)
-
-    def places(self, x: Tensor, regions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, row and column of regions."""
-        rows, columns = ((side - 2 * self.surplus) // self.size for side in x.shape[2:])
-        return regions // (rows * columns), regions // columns % rows, regions % columns
+def tokens_of(x: Tensor) -> Tensor:
+    """The pixels of a map, (B, C, H, W) -> (B H W, C)."""
+    return (x.permute(0, 2, 3, 1).flatten(1, 2) if is_channels_last(x) else _transposed(x.flatten(2), 2)).flatten(0, 1)
 
 
-def windows_of(x: Tensor, size: int, surplus: int, regions: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Copy windows out of a map, each with the pixels around it, for several who ask.
-
-    Shape:
-        ``(B, C, h size + 2 surplus, w size + 2 surplus)``, each ``(T,)`` -> each
-        ``(T, C, size + 2 surplus, size + 2 surplus)``
-
-    Args:
-        x: the map.
-        size: of a window.
-        surplus: how many pixels around it come along.
-        regions: for each who asks the places of T different windows, by rows.
-
-    >>> windows_of(torch.arange(6.0).view(1, 1, 1, 6), 1, 0, [torch.tensor([4, 1])])[0].flatten()
-    tensor([4., 1.])
-    """
-    return _Windows.apply(x, Grid(size, surplus), *regions)
+def map_of(tokens: Tensor, x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, C, H, W), in the memory format of `x`."""
+    if is_channels_last(x):
+        return tokens.permute(0, 3, 1, 2)
+    return _transposed(tokens.flatten(1, 2), 1).unflatten(2, tokens.shape[1:3])
 
 
-class _Windows(torch.autograd.Function):
-    """`windows_of`; autograd's own gradient takes three times as long, and makes a map for each who asks."""
-
-    @staticmethod
-    def forward(x: Tensor, grid: Grid, *regions: Tensor) -> tuple[Tensor, ...]:
-        view = grid.view(x)
-        return tuple(view[grid.places(x, some)] for some in regions)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, ctx.grid, *regions = inputs
-        ctx.shape = x.shape
-        ctx.save_for_backward(*regions)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        spread = _Spread.apply(ctx.grid, ctx.shape, *ctx.saved_tensors, *gradients)
-        return spread, None, *(None for _ in gradients)
+def rows_of(tokens: Tensor, wanted: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Copy rows, (N, C), by number for several who ask: each (...) -> (..., C). There is one gradient for all."""
+    every = torch.cat([numbers.flatten() for numbers in wanted])
+    # Of the two, which do the same, each has a gradient that repeats bit for bit on these devices alone.
+    rows = tokens.index_select(0, every) if tokens.is_cpu else tokens[every]
+    parts = rows.split([numbers.numel() for numbers in wanted])
+    return tuple(part.view(*numbers.shape, tokens.shape[1]) for part, numbers in zip(parts, wanted, strict=True))
 
 
-class _Spread(torch.autograd.Function):
-    """Its adjoint: the windows of all added into a map of zeros."""
-
-    @staticmethod
-    def forward(grid: Grid, shape: torch.Size, *regions_and_windows: Tensor) -> Tensor:
-        asked = len(regions_and_windows) // 2
-        x = regions_and_windows[asked].new_zeros(shape)
-        view, apart = grid.view(x), -(-(grid.size + 2 * grid.surplus) // grid.size)
-        for regions, windows in zip(regions_and_windows[:asked], regions_and_windows[asked:], strict=True):
-            places = grid.places(x, regions)
-            kind = places[1] % apart * apart + places[2] % apart
-            for number in range(apart * apart if len(regions) else 0):
-                some = (kind == number).nonzero()[:, 0]  # these do not meet, and so may be written at once
-                here = tuple(place[some] for place in places)
-                view[here] = view[here] + windows[some]
-        return x
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.grid, _, *regions_and_windows = inputs
-        ctx.save_for_backward(*regions_and_windows[: len(regions_and_windows) // 2])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        windows = _Windows.apply(gradient, ctx.grid, *ctx.saved_tensors)
-        return None, None, *(None for _ in windows), *windows
-
-
-def put_together(windows: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """Put windows (B h w, C, size, size) side by side: (B, C, h size, w size).
-
-    >>> put_together(torch.arange(4.0).view(2, 1, 1, 2), (1, 1, 2))
-    tensor([[[[0., 1., 2., 3.]]]])
-    """
-    cells = windows.view(*grid, *windows.shape[1:])
-    return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+def _transposed(x: Tensor, pixels: int) -> Tensor:
+    """Exchange the last two dimensions by stretches of pixels, which stay in the cache of a CPU; so is the gradient."""
+    stretch = STRETCH if x.is_cpu else max(1, x.shape[pixels])
+    return torch.cat([part.mT for part in x.split(stretch, pixels)], 3 - pixels)
 
 
 def described(x: Tensor, rows: int, columns: int) -> Tensor:
@@ -232,8 +194,10 @@ def described(x: Tensor, rows: int, columns: int) -> Tensor:
              [[1., 2.]]]])
     """
     cells = at_least_float32(x).unflatten(3, (columns, x.shape[3] // columns)).unflatten(2, (rows, x.shape[2] // rows))
-    root = (cells.square().mean((3, 5)) + EPS).sqrt()
-    return torch.cat([cells.mean((3, 5)), root], dim=1)
+    number = cells.shape[3] * cells.shape[5]
+    # Sums: the gradient of a mean would be written out for every pixel.
+    mean, square = cells.sum((3, 5)) / number, cells.square().sum((3, 5)) / number
+    return torch.cat([mean, (square + EPS).sqrt()], dim=1)
 
 
 def _as_map(values: Tensor, grid: tuple[int, int, int], like: Tensor) -> Tensor:
@@ -248,8 +212,8 @@ def _weighted(made: Tensor, weights: Tensor, like: Tensor) -> Tensor:
     return (made * weights.to(made.dtype)).to(like.dtype)
 
 
-def _checked(made: Tensor, like: Tensor, expert: nn.Module) -> Tensor:
-    if made.shape[1:] != like.shape[1:]:
-        wanted, found = tuple(like.shape[1:]), tuple(made.shape[1:])
+def _checked(made: Tensor, wanted: tuple[int, ...], expert: nn.Module) -> Tensor:
+    found = tuple(made.shape[1:])
+    if found != wanted:
         raise ValueError(f"experts must keep the shape of a map, {wanted}; {type(expert).__name__} makes {found} of it")
     return made

@@ -12,7 +12,7 @@ from .ffn import ConvGate
 from .padding import pad_to_multiple, take
 from .pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from .resample import DySample, PixelShuffleUp
-from .strided_conv import StridedConv2d
+from .safe_conv import SafeConv2d
 
 DownForm = Literal["strided", "unshuffle"]
 UpForm = Literal["pixelshuffle", "expand", "dysample"]
@@ -74,7 +74,7 @@ class MSGDown(nn.Module):
         self.tile_multiple = scale_factor
         self.receptive_radius = 1 + (scale_factor if gated else 0)
         width, stride = (out_channels, scale_factor) if form == "strided" else (out_channels // cell, 1)
-        self.conv = StridedConv2d(in_channels, width, 3, stride=stride, padding=1)
+        self.conv = SafeConv2d(in_channels, width, 3, stride=stride, padding=1)
         self.gate = ConvGate(out_channels) if gated else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -265,9 +265,7 @@ class OverlapPatchEmbed(nn.Module):
         self.in_channels = in_channels
         self.tile_multiple = stride
         self.receptive_radius = kernel_size // 2
-        self.proj = StridedConv2d(
-            in_channels, embed_dim, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias
-        )
+        self.proj = SafeConv2d(in_channels, embed_dim, kernel_size, stride=stride, padding=kernel_size // 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.in_channels, self)

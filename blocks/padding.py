@@ -35,9 +35,17 @@ def pad_to_multiple(image: Tensor, multiple: int, *, surround: int = 0) -> Tenso
         if surround or (multiple > 1 and (torch.compiler.is_compiling() or size % multiple)):
             end = (size + multiple - 1) // multiple * multiple + surround
             index = torch.arange(-surround, end, device=image.device)
-            mirrored = torch.where(index < size, index.abs(), 2 * (size - 1) - index)
-            image = take(image, dim, mirrored.clamp(0, size - 1))
+            image = take(image, dim, mirrored(index, size))
     return image
+
+
+def mirrored(index: Tensor, size: int) -> Tensor:
+    """Numbers of rows, or columns, of which some lie outside the `size` that there are: by reflection, then the edge.
+
+    >>> mirrored(torch.arange(-3, 5), 2)
+    tensor([1, 1, 1, 0, 1, 0, 0, 0])
+    """
+    return torch.where(index < size, index.abs(), 2 * (size - 1) - index).clamp(0, size - 1)
 
 
 def take(image: Tensor, dim: int, index: Tensor) -> Tensor:
@@ -90,9 +98,7 @@ def pad_same(x: Tensor, radius: tuple[int, int], mode: PaddingMode) -> Tensor:
         index = torch.arange(-reach, size + reach, device=x.device)
         if mode == "circular":
             index = index.remainder(size)
-        if mode == "reflect":
-            index = torch.where(index < size, index.abs(), 2 * (size - 1) - index)
-        x = take(x, dim, index.clamp(0, size - 1))
+        x = take(x, dim, mirrored(index, size) if mode == "reflect" else index.clamp(0, size - 1))
     return x
 
 

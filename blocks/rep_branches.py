@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..kernels import depthwise_conv2d
 from .rep_algebra import Affine, Size, affine_of, delta, double, neutralise, spread
+from .safe_conv import SafeConv2d
 
 EDGES = {
     "sobel-x": ((1, 0, -1), (2, 0, -2), (1, 0, -1)),
@@ -29,7 +30,7 @@ WIDE = 15
 FEW = 4
 
 
-class SameConv2d(nn.Conv2d):
+class SameConv2d(SafeConv2d):
     """A convolution whose large depthwise kernels take `claritycore.kernels.depthwise_conv2d`.
 
     Its padding is "same", or none where the map was padded before. `size` and `pads_itself` are what they are of a

@@ -44,17 +44,20 @@ class _Protocol:
         for prefix, image in {"": restored, "input_": by_bicubic}.items():
             figures[f"{prefix}psnr"] = psnr(image, clean, **options).item()
             figures[f"{prefix}ssim"] = ssim(image, clean, **options).item()
-            figures[f"{prefix}lf_psnr"] = psnr(self._low(image), self._low(clean), depth=None).item()
+            error = self._luma(image) - self._luma(clean)
+            low = low_pass(error, LF_LEVELS)
+            figures[f"{prefix}lf_psnr"], figures[f"{prefix}hf_psnr"] = _psnr_of(low), _psnr_of(error - low)
         if self.lpips is not None:
             anchor = next(self.lpips.parameters(), restored)
             figures["lpips"] = self.lpips(*(_rounded(image).to(anchor) for image in (restored, clean))).item()
         return figures
 
-    def _low(self, image: Tensor) -> Tensor:
-        image = _rounded(image)
+    def _luma(self, image: Tensor) -> Tensor:
+        """What is compared: the luma or all channels, without the border."""
+        image = _rounded(image).double()
         image = rgb_to_y(image) if self.y_channel else image
         height, width = (side - self.crop_border for side in image.shape[2:])
-        return low_pass(image[..., self.crop_border : height, self.crop_border : width], LF_LEVELS)
+        return image[..., self.crop_border : height, self.crop_border : width]
 
 
 def evaluate(
@@ -85,8 +88,9 @@ def evaluate(
     - ``lf_psnr``, the integrity of low frequencies: the PSNR of the same pixels after both images went through the
       binomial pyramid, three halvings down and up again (`low_pass`), in which nothing finer than about 16 pixels is
       left.
-    - ``input_psnr``, ``input_ssim`` and ``input_lf_psnr``: the same of the degraded image, brought to size by MATLAB's
-      bicubic.
+    - ``hf_psnr``: the PSNR of what the pyramid takes away, edges and texture.
+    - ``input_psnr``, ``input_ssim``, ``input_lf_psnr`` and ``input_hf_psnr``: the same of the degraded image, brought
+      to size by MATLAB's bicubic.
     - ``structure_psnr``, of nets with a branch of low frequencies (`HARMONIC.structure`): the PSNR of what it makes of
       the image alone, at half the size, to the means of the original.
     - ``lpips``, if it is given, of all pixels; the less, the more alike.
@@ -198,6 +202,10 @@ def _as_float(image: Tensor) -> Tensor:
 def _rounded(image: Tensor) -> Tensor:
     """An image as the 8-bit file that would be written."""
     return image.clamp(0, 1).mul(255).round().div(255)
+
+
+def _psnr_of(error: Tensor) -> float:
+    return -10 * error.square().mean().log10().item()
 
 
 def _restored(net: nn.Module, image: Tensor, name: str, tile: int | None) -> Tensor:

@@ -22,7 +22,7 @@ from claritycore.blocks import (
     TopKRouter,
 )
 from claritycore.blocks import moe as moe_file
-from claritycore.blocks.moe_dispatch import windows_of
+from claritycore.blocks.moe_dispatch import Assignment, map_of, rows_of, tokens_of
 from claritycore.blocks.padding import pad_to_multiple
 from claritycore.deploy.flops import flop_formulas
 from claritycore.kernels.expert_routing import route_top_k_flops
@@ -449,14 +449,40 @@ def test_conditions_of_another_size_are_refused():
         moe(normal(SHAPE, dtype=torch.float64), [torch.zeros(2, 1, 3, 3)])
 
 
-@pytest.mark.parametrize("surplus", [0, 1, 4])
-def test_gradients_of_windows_that_overlap(surplus):
-    asked = [torch.tensor(places, dtype=torch.int64) for places in ([7, 0, 10, 4, 5], [], [4, 11])]
-    size, side = 3, 3 + 2 * surplus  # two images of 2 x 3 windows
-    x = normal((2, 2, 2 * size + 2 * surplus, 3 * size + 2 * surplus), dtype=torch.float64).requires_grad_()
-    for regions, windows in zip(asked, windows_of(x, size, surplus, asked), strict=True):
-        for window, place in zip(windows, regions.tolist(), strict=True):
-            row, column = place % 6 // 3 * size, place % 3 * size
-            assert window.equal(x[place // 6, :, row : row + side, column : column + side])
-    assert torch.autograd.gradcheck(lambda x: windows_of(x, size, surplus, asked), x, fast_mode=True)
-    assert torch.autograd.gradgradcheck(lambda x: windows_of(x, size, surplus, asked), x, fast_mode=True)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("halo", [0, 1, 4])
+def test_windows_are_those_of_the_mirrored_map_and_so_are_their_gradients(halo, channels_last):
+    regions, size = torch.tensor([7, 0, 10, 4, 5, 11]), 3  # of two images of 2 x 3 windows, the last of them ragged
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = normal((2, 2, 5, 8), dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    wide, side = pad_to_multiple(x, size, surround=halo), size + 2 * halo
+    assignment = Assignment(regions[:, None], torch.ones(6, 1), (2, 2, 3), regions)
+    every = assignment.pixels((size, size), x.shape[2:], halo)
+    asked = [every[:4], every[:0], every[4:]]
+
+    def windows(x):
+        return rows_of(tokens_of(x), asked)
+
+    parts = [part.permute(0, 3, 1, 2) for part in windows(x)]
+    assert [len(part) for part in parts] == [4, 0, 2]
+    found = torch.cat(parts)
+    corners = [(place // 6, place % 6 // 3 * size, place % 3 * size) for place in regions.tolist()]
+    wanted = torch.stack([wide[i, :, row : row + side, column : column + side] for i, row, column in corners])
+    assert found.equal(wanted)
+    upstream = normal(found.shape, dtype=torch.float64)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, upstream, retain_graph=True)[0] for y in (found, wanted)))
+    assert torch.autograd.gradgradcheck(windows, x, fast_mode=True)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (37, 41), (64, 64)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_pixels_and_maps_are_one_another(size, channels_last):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = normal((2, 3, *size)).to(memory_format=layout).requires_grad_()
+    tokens = tokens_of(x)
+    assert tokens.equal(x.permute(0, 2, 3, 1).flatten(0, 2))
+    y = map_of(tokens.view(2, *size, 3), x)
+    assert y.equal(x)
+    assert y.is_contiguous(memory_format=layout)
+    upstream = normal(x.shape)
+    assert torch.autograd.grad(y, x, upstream)[0].equal(upstream)
