@@ -133,9 +133,10 @@ def imported(tree: ast.AST) -> set[str]:
 
 def used_of_the_package(tree: ast.AST) -> set[str]:
     """What a test imports from a module of the package, or reads off a room: `nets.SPAN`."""
-    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    nodes = list(ast.walk(tree))
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
     names = {alias.name for node in froms if (node.module or "").startswith("claritycore") for alias in node.names}
-    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     return names | {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id in ROOMS}
 
 
