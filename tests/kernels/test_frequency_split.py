@@ -193,7 +193,8 @@ def test_the_fallback_agrees_whatever_it_cuts(few, sigma, channels_are, monkeypa
 @pytest.mark.parametrize("sigma", SIGMAS[1:], ids=["one", "each"])
 @pytest.mark.parametrize("size", TINY, ids=str)
 def test_triton_agrees(size, sigma, channels_are, device):
-    assert_right(size, sigma, channels_are, "triton", device)
+    # The interpreter takes a second for a map of 20 pixels.
+    assert_right(size, sigma, channels_are, "triton", device, maps=(1 if math.prod(size) == 20 else 2, 3))
 
 
 @pytest.mark.parametrize("channels_are", FORMATS)

@@ -114,6 +114,5 @@ def test_what_it_learns_is_in_place_and_has_no_pattern_of_the_scale(name, scale,
     net = trained(net, smaller_photographs(scale), 100, 2e-4)
     with torch.no_grad():
         spot, grey = net(blob(32)), net(torch.full((1, 3, 32, 32), 0.5))
-    # In pixels of the image that the net is given.
-    assert centroid(spot).abs().max() <= 0.05 * scale
+    assert centroid(spot).abs().max() <= 0.05
     assert pattern(grey, scale) <= 1e-3
