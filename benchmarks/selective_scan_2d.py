@@ -59,8 +59,8 @@ def sequences(x: Tensor) -> Tensor:
     return torch.stack([row, column, row_reversed.flip(-1), column_reversed.flip(-1)], dim=1)
 
 
-def stacked(x, delta, A, B, C, D, delta_bias, delta_softplus):
-    """The form of VMamba (`cross_scan_fwd`, `cross_merge_fwd`) and MambaIR (`SS2D.forward_core`) around our 1-D scan.
+def stacked(x, delta, A, B, C, D, delta_bias, delta_softplus, scan=None):
+    """The form of VMamba (`cross_scan_fwd`, `cross_merge_fwd`) and MambaIR (`SS2D.forward_core`) around a 1-D scan.
 
     They make delta, B and C from the sequences, hence in order; here these must be brought in order as x is.
     """
@@ -68,12 +68,19 @@ def stacked(x, delta, A, B, C, D, delta_bias, delta_softplus):
     ways = len(DIRECTIONS)
     xs, delta, B, C = (sequences(v.movedim(-1, -3)) for v in (x[:, None].expand(-1, ways, -1, -1, -1), delta, B, C))
     per_channel = {"D": D.flatten(), "delta_bias": delta_bias.flatten(), "delta_softplus": delta_softplus}
-    wide = torch.promote_types(x.dtype, torch.float32)
-    y = selective_scan(xs.flatten(1, 2), delta.flatten(1, 2), A.flatten(0, 1), B, C, **per_channel, out_dtype=wide)
+    scan = scan or partial(selective_scan, out_dtype=torch.promote_types(x.dtype, torch.float32))
+    y = scan(xs.flatten(1, 2), delta.flatten(1, 2), A.flatten(0, 1), B, C, **per_channel)
     y = y.unflatten(1, (ways, -1))
     y = y[:, :2] + y[:, 2:].flip(-1)
     y = y[:, 0].unflatten(-1, (height, width)) + y[:, 1].unflatten(-1, (width, height)).transpose(2, 3)
     return y.permute(0, 2, 3, 1).to(x.dtype).contiguous()
+
+
+def around_mamba(**operands):
+    """The same around the CUDA kernel of mamba_ssm, where that is installed."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    return stacked(**operands, scan=selective_scan_fn)
 
 
 SELECTIVE_SCAN_2D = Benchmark(
@@ -85,9 +92,10 @@ SELECTIVE_SCAN_2D = Benchmark(
         "torch": partial(selective_scan_2d, backend="torch"),
         "triton": partial(selective_scan_2d, backend="triton"),
         "stacked": stacked,
+        "mamba_ssm": around_mamba,
     },
     peer="stacked",
-    cuda_only=["triton"],
+    cuda_only=["triton", "mamba_ssm"],
     backward=True,
     work=work,
 )

@@ -24,7 +24,7 @@ from benchmarks.machine import Ceilings, Stamp, Work  # noqa: E402
 from benchmarks.report import Result, _places, read_csv, write_csv  # noqa: E402
 from benchmarks.runner import Benchmark, main  # noqa: E402
 
-MACHINERY = {"agreement", "runner", "machine", "report", "trained", "comparison"}
+MACHINERY = {"agreement", "runner", "machine", "report", "trained", "comparison", "goals"}
 DECLARED = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in MACHINERY)
 
 

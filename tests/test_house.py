@@ -20,9 +20,10 @@ ROOT = Path(claritycore.__file__).parent
 ROOMS = ("blocks", "deploy", "images", "kernels", "models", "nets", "training")
 SOURCES = sorted([*ROOT.glob("*.py"), *(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))])
 TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in SOURCES}
-# Those of comparisons train nets, and time nothing of what they do it with.
-TIMED = [file for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in ("comparison", "trained")]
-BENCHMARK_TEXT = "\n".join(file.read_text() for file in TIMED)
+# What compares trained nets times no part of its own.
+BENCHMARK_TEXT = "\n".join(
+    file.read_text() for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in ("comparison", "trained")
+)
 README = (ROOT / "README.md").read_text()
 PAGES = [file for file in sorted(ROOT.rglob("*.md")) if not {".venv", ".pytest_cache"} & set(file.parts)]
 

@@ -14,6 +14,7 @@ from claritycore.images import psnr
 from tests.small_nets import LEARNERS
 
 SCALES = (1, 2, 3, 4, 8)
+SIDE = 32
 WAYS = list(itertools.product(("strided", "unshuffle"), ("pixelshuffle", "expand", "dysample")))
 # One of each; the whole table takes a quarter of an hour.
 QUICK = [(1, "strided", "pixelshuffle"), (2, "unshuffle", "expand"), (3, "strided", "dysample")]
@@ -70,10 +71,14 @@ def test_it_learns_one_draw_of_noise_by_heart(name):
 
 
 def smaller_photographs(scale: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of patches, smaller or noisy, and whole ones, turned and mirrored at random: no side is preferred."""
-    whole, side = photograph(128), 12 * scale
+    """Pairs of patches, smaller or noisy, and whole ones, turned and mirrored at random: no side is preferred.
+
+    They are as large as the images that are looked at later: in small ones the outer taps of large kernels, which see
+    zeros alone, would stay as they were drawn, and push what they see for the first time to a side.
+    """
+    whole, side = torch.from_numpy(data.astronaut()).movedim(-1, 0)[None] / 255, SIDE * scale
     while True:
-        top, left = torch.randint(128 - side + 1, (2,)).tolist()
+        top, left = torch.randint(len(whole[0, 0]) - side + 1, (2,)).tolist()
         target = whole[..., top : top + side, left : left + side].rot90(int(torch.randint(4, ())), (2, 3))
         target = target.flip(3) if torch.rand(()) < 0.5 else target
         # At scale 1 there would be nothing to learn.
@@ -113,6 +118,6 @@ def test_what_it_learns_is_in_place_and_has_no_pattern_of_the_scale(name, scale,
     net = LEARNERS[name](scale=scale, down=down, up=up, upsampler=upsampler, **SHALLOW.get(name, {}))
     net = trained(net, smaller_photographs(scale), 100, 2e-4)
     with torch.no_grad():
-        spot, grey = net(blob(32)), net(torch.full((1, 3, 32, 32), 0.5))
+        spot, grey = net(blob(SIDE)), net(torch.full((1, 3, SIDE, SIDE), 0.5))
     assert centroid(spot).abs().max() <= 0.05
     assert pattern(grey, scale) <= 1e-3
