@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..kernels.memory_format import in_format_of
 from ..kernels.operand_rules import compute_dtype
-from .checks import check_choice, check_feature_map, check_odd, check_positive
+from .checks import check_choice, check_feature_map, check_heads, check_odd, check_positive
 from .precision import at_least_float32
 
 AttentionForm = Literal["squeeze_excite", "efficient"]
@@ -113,7 +113,7 @@ class TransposedAttention(nn.Module):
 
     Raises:
         TypeError: if the input is not floating point.
-        ValueError: if a number is < 1, ``channels`` is no multiple of ``num_heads``, or the input has another number of
+        ValueError: if a number is < 1, ``num_heads`` does not divide ``channels``, or the input has another number of
             channels.
 
     Source:
@@ -129,9 +129,7 @@ class TransposedAttention(nn.Module):
 
     def __init__(self, channels: int, *, num_heads: int = 1, bias: bool = False) -> None:
         super().__init__()
-        check_positive(channels=channels, num_heads=num_heads)
-        if channels % num_heads:
-            raise ValueError(f"channels must be a multiple of num_heads = {num_heads}, got {channels}")
+        check_heads(channels, num_heads)
         self.channels = channels
         self.num_heads = num_heads
         self.temperature = nn.Parameter(torch.ones(num_heads, 1, 1))

@@ -12,6 +12,13 @@ def check_positive(**values: int) -> None:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
+def check_not_negative(**values: int) -> None:
+    """Raise ValueError for the first value that is no integer of at least 0, naming it."""
+    for name, value in values.items():
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name} must be an integer of at least 0, got {value!r}")
+
+
 def check_odd(**values: int) -> None:
     """Raise ValueError for the first value that is no odd integer of at least 1, naming it."""
     for name, value in values.items():
@@ -23,6 +30,19 @@ def check_choice(name: str, value: object, known: Iterable[object]) -> None:
     """Raise ValueError unless the value is one of those known, and of its type: True and 1.0 are no 1."""
     if value not in (known := tuple(known)) or type(value) not in map(type, known):
         raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+
+
+def check_heads(channels: int, num_heads: int) -> None:
+    """Raise ValueError unless both are integers of at least 1 and each head has as many channels."""
+    check_positive(channels=channels, num_heads=num_heads)
+    if channels % num_heads:
+        raise ValueError(f"num_heads must divide the {channels} channels, got {num_heads}")
+
+
+def check_shift(shift: tuple[int, int], window_size: tuple[int, int]) -> None:
+    """Raise ValueError unless windows begin within the first one."""
+    if any(s >= w for s, w in zip(shift, window_size, strict=True)):
+        raise ValueError(f"shift must be less than window_size {window_size}, got {shift}")
 
 
 def check_feature_map(x: Tensor, channels: int | None, block: nn.Module) -> None:

@@ -6,7 +6,7 @@ from torch._C._functorch import is_batchedtensor
 from torch.nn import functional as F
 
 from ..kernels.memory_format import channels_last, in_format_of
-from .checks import check_feature_map, check_positive
+from .checks import check_feature_map, check_heads, check_positive
 from .norm import LayerNorm2d
 
 
@@ -39,7 +39,7 @@ class CrossAttention2d(nn.Module):
 
     Raises:
         TypeError: if the input is not floating point, or the mask not boolean.
-        ValueError: if a number is < 1, ``channels`` is no multiple of ``num_heads``, the input has another number of
+        ValueError: if a number is < 1, ``num_heads`` does not divide ``channels``, the input has another number of
             channels, tokens or mask have another shape, or no token of an image counts.
 
     Source:
@@ -57,9 +57,8 @@ class CrossAttention2d(nn.Module):
 
     def __init__(self, channels: int, token_channels: int, *, num_heads: int = 1, qkv_bias: bool = False) -> None:
         super().__init__()
-        check_positive(channels=channels, token_channels=token_channels, num_heads=num_heads)
-        if channels % num_heads:
-            raise ValueError(f"channels must be a multiple of num_heads = {num_heads}, got {channels}")
+        check_positive(token_channels=token_channels)
+        check_heads(channels, num_heads)
         self.channels, self.token_channels, self.num_heads = channels, token_channels, num_heads
         self.norm = LayerNorm2d(channels)
         self.q = nn.Linear(channels, channels, bias=qkv_bias)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels.memory_format import channels_last, in_format_of
-from .checks import check_feature_map, check_odd, check_positive
+from .checks import check_feature_map, check_heads, check_odd, check_positive
 from .norm import LayerNorm2d
 from .precision import at_least_float32
 from .sampling import bilinear_samples
@@ -54,7 +54,7 @@ class DeformableAttention2d(nn.Module):
     Raises:
         TypeError: if the input is not floating point.
         ValueError: if a number is < 1, ``kernel_size`` is even, ``offset_range`` is not positive and finite,
-            ``channels`` is no multiple of ``num_heads`` or that none of ``groups``, the input has another number of
+            ``num_heads`` does not divide ``channels`` or is no multiple of ``groups``, the input has another number of
             channels, or ``logit_scale`` another shape.
 
     Source:
@@ -79,10 +79,9 @@ class DeformableAttention2d(nn.Module):
         offset_range: float = 2.0,
     ) -> None:
         super().__init__()
-        check_positive(channels=channels, num_heads=num_heads, groups=groups, stride=stride)
+        check_heads(channels, num_heads)
+        check_positive(groups=groups, stride=stride)
         check_odd(kernel_size=kernel_size)
-        if channels % num_heads:
-            raise ValueError(f"channels must be a multiple of num_heads = {num_heads}, got {channels}")
         if num_heads % groups:
             raise ValueError(f"num_heads must be a multiple of groups = {groups}, got {num_heads}")
         if not 0 < offset_range < math.inf:

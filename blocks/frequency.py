@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..kernels.frequency_split import blur_split, fft_split, gaussian_sigma, haar_merge
+from ..kernels.frequency_split import (
+    HIGHEST_CUTOFF,
+    Mask,
+    blur_split,
+    fft_split,
+    gaussian_sigma,
+    haar_merge,
+    padding_of,
+)
 from .checks import check_choice, check_feature_map, check_positive
 from .frequency_bands import (
     Parts,
@@ -26,16 +34,9 @@ from .precision import at_least_float32, without_autocast
 from .pyramid import merge_laplacian_pyramid
 
 Kind = Literal["fft", "blur", "haar", "avgpool", "dct", "laplacian"]
-Mask = Literal["gaussian", "butterworth", "ideal"]
-
-HIGHEST = 1.42
-"""The corner of the spectrum, the square root of 2, rounded up: no map has more cycles per two pixels."""
 
 LOWEST = 0.1
 """That a cutoff can be learned down to: three deviations of its Gaussian are ten pixels."""
-
-
-LEAST_PADDING, MOST_PADDING = 4, 32
 
 
 class FreqBands(NamedTuple):
@@ -144,9 +145,7 @@ class FreqSplit2d(nn.Module):
         self.tile_safe = kind not in ("fft", "dct")
         self.tile_multiple = {"haar": 2, "avgpool": 2, "laplacian": 2**levels}.get(kind, 1)
         self.receptive_radius = self._radius()
-        # Five deviations: beyond, nothing of a Gaussian is left to float32.
-        widest = gaussian_sigma(LOWEST if learnable else _least(self.cutoff))
-        self.padding = min(max(math.ceil(5 * widest), LEAST_PADDING), MOST_PADDING)
+        self.padding = padding_of(LOWEST if learnable else _least(self.cutoff))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -154,7 +153,7 @@ class FreqSplit2d(nn.Module):
         """Start every cutoff at the one that was asked for, whatever the condition."""
         if self.cutoff_logit is not None:
             start = torch.tensor(self.cutoff, dtype=torch.float64)
-            self.cutoff_logit.copy_(torch.logit((start - LOWEST) / (HIGHEST - LOWEST)))
+            self.cutoff_logit.copy_(torch.logit((start - LOWEST) / (HIGHEST_CUTOFF - LOWEST)))
         if self.condition is not None:
             self.condition.weight.zero_()
 
@@ -176,7 +175,7 @@ class FreqSplit2d(nn.Module):
         if self.condition is not None and condition is not None:
             with without_autocast(condition):
                 logits = logits + F.linear(condition.to(logits.dtype), self.condition.weight.to(logits.dtype))
-        return LOWEST + (HIGHEST - LOWEST) * torch.sigmoid(logits)
+        return LOWEST + (HIGHEST_CUTOFF - LOWEST) * torch.sigmoid(logits)
 
     def merge_pyramid(self, bands: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """Put the map together from the bands of a pyramid: the inverse for "haar", "avgpool" and "laplacian".
@@ -272,10 +271,10 @@ def _checked_cutoff(cutoff: float | Sequence[float], channels: int, learnable: b
     if isinstance(cutoff, Sequence) and len(values) != channels:
         raise ValueError(f"cutoff must be one number or {channels}, one for each channel, got {len(values)}")
     for value in values:
-        if learnable and not LOWEST < value < HIGHEST:
-            raise ValueError(f"cutoff must be above {LOWEST} and below {HIGHEST} to be learned, got {value}")
-        if not 0 < value <= HIGHEST:
-            raise ValueError(f"cutoff must be above 0 and at most {HIGHEST}, got {value}")
+        if learnable and not LOWEST < value < HIGHEST_CUTOFF:
+            raise ValueError(f"cutoff must be above {LOWEST} and below {HIGHEST_CUTOFF} to be learned, got {value}")
+        if not 0 < value <= HIGHEST_CUTOFF:
+            raise ValueError(f"cutoff must be above 0 and at most {HIGHEST_CUTOFF}, got {value}")
     return values if isinstance(cutoff, Sequence) else cutoff
 
 

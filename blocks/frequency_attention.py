@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import window_attention
-from .checks import check_feature_map, check_positive
+from .checks import check_feature_map, check_heads, check_shift
 from .frequency import FreqBands
 from .frequency_bands import laid_out
 from .frequency_fusion import check_bands, two_maps
@@ -64,13 +64,10 @@ class FrequencyCrossAttention(nn.Module):
         bias: PositionBias | None = "table",
     ) -> None:
         super().__init__()
-        check_positive(channels=channels, num_heads=num_heads)
-        if channels % num_heads:
-            raise ValueError(f"num_heads must divide the {channels} channels, got {num_heads}")
+        check_heads(channels, num_heads)
         self.channels, self.num_heads = channels, num_heads
         self.window_size, self.shift = pair("window_size", window_size), pair("shift", shift, least=0)
-        if any(s >= w for s, w in zip(self.shift, self.window_size, strict=True)):
-            raise ValueError(f"shift must be less than window_size {self.window_size}, got {self.shift}")
+        check_shift(self.shift, self.window_size)
         self.norm_low, self.norm_high = LayerNorm2d(channels), LayerNorm2d(channels)
         self.to_low = _Crossing(channels, num_heads, self.window_size, self.shift, bias)
         self.to_high = _Crossing(channels, num_heads, self.window_size, self.shift, bias)

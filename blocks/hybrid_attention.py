@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.window_attention import window_attention
-from .checks import check_choice
+from .checks import check_choice, check_not_negative, check_shift
 from .position_bias import PositionBias, position_bias
 from .window_attention import Pair, Projections, pair
 
@@ -131,11 +131,10 @@ class HybridAttention(Projections):
         super().__init__(channels, num_heads, qkv_bias=qkv_bias)
         check_choice("form", form, ("window", "dilated", "grid"))
         self.window_size, self.shift = pair("window_size", window_size), pair("shift", shift, least=0)
-        if any(s >= (1 if form == "grid" else w) for s, w in zip(self.shift, self.window_size, strict=True)):
-            rule = "0 for a grid" if form == "grid" else f"less than window_size {self.window_size}"
-            raise ValueError(f"shift must be {rule}, got {self.shift}")
-        if type(global_size) is not int or global_size < 0:
-            raise ValueError(f"global_size must be an integer of at least 0, got {global_size!r}")
+        if form == "grid" and any(self.shift):
+            raise ValueError(f"shift must be 0 for a grid, got {self.shift}")
+        check_shift(self.shift, self.window_size)
+        check_not_negative(global_size=global_size)
         self.form, self.global_size = form, global_size
         self.position_bias = position_bias(bias, num_heads, self.window_size)
 

@@ -1,6 +1,5 @@
 """A mixture of experts over the pixels, the windows or the images of a batch."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal, cast, get_args
 
@@ -24,6 +23,7 @@ from .moe_tokens import StackedExperts
 from .padding import cropped, pad_to_multiple
 from .route_result import RouteResult
 from .router import TopKRouter
+from .tiling import tiling_of
 
 Level = Literal["token", "window", "image"]
 
@@ -116,8 +116,7 @@ class MoE2d(nn.Module):
         else:
             self.experts = nn.ModuleList(every)
         self.surplus = max(halo_of(expert) or 0 for expert in every) if level == "window" else 0
-        cells = [getattr(expert, "tile_multiple", 1) for expert in every]
-        self.tile_multiple = {"token": 1, "window": window_size, "image": math.lcm(*cells)}[level]
+        self.tile_multiple = {"token": 1, "window": window_size, "image": tiling_of(*every).tile_multiple}[level]
         self.receptive_radius = {"token": 1, "window": max(window_size - 1, self.surplus), "image": 0}[level]
         self.tile_safe = level != "image" and self.router.tile_safe
 
@@ -218,7 +217,7 @@ def _check_experts(
     for expert in every:
         if not isinstance(expert, nn.Module):
             raise TypeError(f"experts must be modules, got {expert!r}")
-        name, halo, cell = type(expert).__name__, halo_of(expert), getattr(expert, "tile_multiple", 1)
+        name, halo, cell = type(expert).__name__, halo_of(expert), tiling_of(expert).tile_multiple
         if isinstance(expert, Expert) and expert.channels != channels:
             raise ValueError(f"experts must have {channels} channels, got {name} with {expert.channels}")
         if level == "token" and halo != 0:

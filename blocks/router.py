@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels.expert_routing import route_top_k
-from .checks import check_feature_map, check_positive
+from .checks import check_feature_map, check_not_negative, check_positive
 from .initialisation import fill
 from .moe_dispatch import computes_all
 from .precision import at_least_float32, without_autocast
@@ -92,8 +92,7 @@ class TopKRouter(nn.Module):
         check_positive(in_channels=in_channels, num_experts=num_experts, k=k)
         if k > num_experts:
             raise ValueError(f"k must be at most num_experts = {num_experts}, got {k}")
-        if type(condition_channels) is not int or condition_channels < 0:
-            raise ValueError(f"condition_channels must be an integer of at least 0, got {condition_channels!r}")
+        check_not_negative(condition_channels=condition_channels)
         if not 0 < keep <= 1:
             raise ValueError(f"keep must be above 0 and at most 1, got {keep}")
         if not 0 <= bypass < 1 or (bypass and keep < 1):

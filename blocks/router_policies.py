@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_positive
+from .checks import check_not_negative, check_positive
 from .processes import token_mean
 
 LEAST_TEMPERATURE = 0.1
@@ -153,8 +153,7 @@ class RouterLoss(RouterPolicy):
 
     def __post_init__(self) -> None:
         _check_number("weight", self.weight, 0)
-        if type(self.warm_up) is not int or self.warm_up < 0:
-            raise ValueError(f"warm_up must be an integer of at least 0, got {self.warm_up!r}")
+        check_not_negative(warm_up=self.warm_up)
 
     @property
     def horizon(self) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..kernels.memory_format import in_format_of
 from ..kernels.window_attention import overlapping_window_attention, window_attention
-from .checks import check_feature_map, check_positive
+from .checks import check_feature_map, check_heads, check_shift
 from .position_bias import PositionBias, position_bias
 from .precision import at_least_float32
 
@@ -23,9 +23,7 @@ class Projections(nn.Module):
 
     def __init__(self, channels: int, num_heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
-        check_positive(channels=channels, num_heads=num_heads)
-        if channels % num_heads:
-            raise ValueError(f"num_heads must divide the {channels} channels, got {num_heads}")
+        check_heads(channels, num_heads)
         self.channels, self.num_heads = channels, num_heads
         self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
         self.proj = nn.Linear(channels, channels)
@@ -99,8 +97,7 @@ class WindowAttention2d(Projections):
         super().__init__(channels, num_heads, qkv_bias=qkv_bias)
         self.window_size, self.dilation = pair("window_size", window_size), pair("dilation", dilation)
         self.shift = pair("shift", shift, least=0)
-        if any(s >= w for s, w in zip(self.shift, self.window_size, strict=True)):
-            raise ValueError(f"shift must be less than window_size {self.window_size}, got {self.shift}")
+        check_shift(self.shift, self.window_size)
         self.position_bias = position_bias(bias, num_heads, self.window_size)
         self.log_scale = nn.Parameter(torch.full((num_heads,), math.log(10))) if cosine else None
         spans = [w * d for w, d in zip(self.window_size, self.dilation, strict=True)]

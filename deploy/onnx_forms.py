@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.depthwise_conv2d.operands import ACTIVATIONS
+from ..kernels.activations import ACTIVATIONS
 from ..kernels.expert_routing.operands import Operands as ExpertOperands
 from ..kernels.expert_routing.reference import route_top_k_reference
 from ..kernels.frequency_split.operands import mirror, radius_of, taps_of
@@ -22,7 +22,7 @@ from ..kernels.modulated_conv.operands import Operands as Epilogue
 from ..kernels.modulated_conv.reference import noise_bias_act_reference
 from ..kernels.noise_field.reference import noise_field_reference
 from ..kernels.operand_rules import compute_dtype
-from ..kernels.selective_scan_2d.operands import pixels_of_steps
+from ..kernels.selective_scan_2d.operands import Operands2d, pixels_of_steps
 
 
 def torch_forms() -> dict[Any, Callable[..., Any]]:
@@ -77,25 +77,14 @@ def _by_all_experts(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _by_steps(*inputs: Any) -> Tensor:
     """Write `claritycore::noise_bias_act` by its reference."""
-    operands, (activation, gain, clamp, _) = Epilogue(*inputs[: len(Epilogue._fields)]), inputs[len(Epilogue._fields) :]
+    operands, (activation, gain, clamp, _) = Epilogue(*inputs[:-4]), inputs[-4:]
     return noise_bias_act_reference(operands, activation, gain, clamp)
 
 
-def _by_one_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    order: Tensor | None,
-    directions: Sequence[int],
-    delta_softplus: bool,
-    merge: bool,
-    form: str,
-) -> tuple[Tensor, Tensor]:
+def _by_one_scan(*inputs: Any) -> tuple[Tensor, Tensor]:
     """Write `claritycore::selective_scan_2d` as gathers around `claritycore::selective_scan`."""
+    operands, (directions, delta_softplus, merge, form) = Operands2d(*inputs[:-4]), inputs[-4:]
+    x, delta, A, B, C, D, delta_bias, order = operands
     _, height, width, channels = x.shape
     pixels = pixels_of_steps(directions, height, width, x.device, order)
     steps = _steps_of_pixels(directions, height, width, x.device, order)

@@ -13,7 +13,7 @@ from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
 from torch import nn
 
-from ..kernels.depthwise_conv2d.operands import LEAKY_SLOPE
+from ..kernels.activations import LEAKY_SLOPE
 from .onnx_attention import window_attention
 from .onnx_forms import torch_forms
 

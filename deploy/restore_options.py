@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ..blocks.checks import check_choice, check_positive
+from ..blocks.checks import check_choice, check_not_negative, check_positive
 from ..images.encoding import FORMATS
 from ..images.reading import MAX_PIXELS
 from .restore import Alpha
@@ -64,8 +64,8 @@ class RestoreOptions:
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ("scale", "tile", "batch", "max_pixels")}
         check_positive(**{name: value for name, value in given.items() if value is not None})
-        if self.overlap is not None and self.overlap < 0:
-            raise ValueError(f"overlap must be an integer of at least 0, got {self.overlap!r}")
+        if self.overlap is not None:
+            check_not_negative(overlap=self.overlap)
         check_choice("dtype", self.dtype, get_args(DType))
         check_choice("alpha", self.alpha, get_args(Alpha))
         if self.noise_seed is not None and not 0 <= self.noise_seed < 2**63:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +120,7 @@ def summarize(module: nn.Module, input_shape: Sequence[int], *further: Sequence[
     by_module = counter.get_flop_counts()
     kind = type(module).__name__
     parts = tuple(
-        Part(name, type(child).__name__, _parameters(child), sum(by_module.get(f"{kind}.{name}", {}).values()) // 2)
+        Part(name, type(child).__name__, _parameters(child), _flops(by_module, f"{kind}.{name}", child) // 2)
         for name, child in module.named_children()
     )
     return Summary(
@@ -156,6 +156,13 @@ class _Census(TorchDispatchMode):
         elif not (func.is_view or name in FREE or torch.Tag.pointwise in func.tags):
             self.uncounted[name] += 1
         return result
+
+
+def _flops(by_module: Mapping[str, Mapping[Any, int]], name: str, module: nn.Module) -> int:
+    """What was counted within a module; of a list, which is not called itself, within what it holds."""
+    if name in by_module:
+        return sum(by_module[name].values())
+    return sum(_flops(by_module, f"{name}.{key}", part) for key, part in module.named_children())
 
 
 def _on_meta(module: nn.Module) -> nn.Module:

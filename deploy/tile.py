@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks import NoiseField
-from ..blocks.checks import check_choice, check_positive
+from ..blocks.checks import check_choice, check_not_negative, check_positive
 from .canvas import Box, Canvas
 
 Blend = Literal["auto", "crop", "linear"]
@@ -205,8 +205,8 @@ def _tiling(
     for side in sides:
         check_positive(tile=side)
     check_positive(batch=batch)
-    if overlap is not None and (type(overlap) is not int or overlap < 0):
-        raise ValueError(f"overlap must be an integer of at least 0, got {overlap!r}")
+    if overlap is not None:
+        check_not_negative(overlap=overlap)
     check_choice("blend", blend, get_args(Blend))
     multiple, exact = getattr(net, "tile_multiple", 1), exact_overlap(net)
     margin = _rounded_up((UNKNOWN_RADIUS if exact is None else exact) if overlap is None else overlap, multiple)

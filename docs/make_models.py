@@ -7,6 +7,7 @@ import ast
 import inspect
 import re
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -40,7 +41,7 @@ def quick_reference(*families: str) -> str:
     lines = [["net", "task", "parameters at x4", "scales", "paper", "what it is"]]
     for family in families:
         names = _names_of(family)
-        counts = ", ".join(f"{_millions(_parameters(_net(name)))} `{name}`" for name in names)
+        counts = ", ".join(f"{_millions(_counts(AutoConfig.from_name(name))[0])} `{name}`" for name in names)
         net = type(_net(family))
         told = inspect.getdoc(net) or ""
         paper, number = re.search(r"Source:\s+(\w+) \(arXiv:([\d.]+)\)", told).groups()  # pyright: ignore[reportOptionalMemberAccess]
@@ -69,9 +70,9 @@ def sizes(*names: str) -> str:
     lines = [header]
     for name in names:
         counts = [_counted(name, scale) for scale in SHOWN_SCALES]
-        net = _net(name)
-        summary = summarize(_deployed(name), (1, 3, HEIGHT // 4, WIDTH // 4))
+        net = _net(name).eval()
         tiles = "exact" if net.tile_safe else "not exact"
+        summary = summarize(reparameterize_model(net, inplace=True), (1, 3, HEIGHT // 4, WIDTH // 4))
         told = f"{summary.macs / 1e9:,.1f} G"
         lines.append([f"`{name}`", _differences(net.config), *counts, told, f"{net.receptive_radius} px", tiles])
     return _table(lines)
@@ -88,7 +89,7 @@ def presets(*families: str) -> str:
                 [
                     f"`claritycore {name}`",
                     f"x{config.scale}",  # pyright: ignore[reportAttributeAccessIssue]
-                    f"{_parameters(_build(config)):,}",
+                    f"{_counts(config)[0]:,}",
                     f"{settings.steps:,}",
                     str(settings.batch_size),
                     f"{settings.patch_size} x {settings.patch_size}",
@@ -105,7 +106,7 @@ def presets(*families: str) -> str:
 def parameters(name: str, *overrides: str) -> str:
     """The number of parameters of a net, some fields given as KEY=VALUE."""
     given = {key: ast.literal_eval(value) for key, _, value in (override.partition("=") for override in overrides)}
-    return f"{_parameters(_net(name, **given)):,}"
+    return f"{_counts(AutoConfig.from_name(name, **given))[0]:,}"
 
 
 def training_flags() -> str:
@@ -126,8 +127,8 @@ def _names_of(family: str) -> list[str]:
     return [name for name in list_models() if AutoConfig.from_name(name).model_type == family]
 
 
-def _net(name: str, **overrides: Any) -> RestorationNet:
-    return _build(AutoConfig.from_name(name, **overrides))
+def _net(name: str) -> RestorationNet:
+    return _build(AutoConfig.from_name(name))
 
 
 def _build(config: BaseConfig) -> RestorationNet:
@@ -135,8 +136,11 @@ def _build(config: BaseConfig) -> RestorationNet:
         return AutoModel.from_config(config)
 
 
-def _deployed(name: str, **overrides: Any) -> RestorationNet:
-    return reparameterize_model(_net(name, **overrides).eval(), inplace=True)
+@cache
+def _counts(config: BaseConfig) -> tuple[int, int]:
+    """The parameters of a net in training, and deployed."""
+    net = _build(config).eval()
+    return _parameters(net), _parameters(reparameterize_model(net, inplace=True))
 
 
 def _parameters(net: torch.nn.Module) -> int:
@@ -144,7 +148,7 @@ def _parameters(net: torch.nn.Module) -> int:
 
 
 def _counted(name: str, scale: int) -> str:
-    trained, shipped = _parameters(_net(name, scale=scale)), _parameters(_deployed(name, scale=scale))
+    trained, shipped = _counts(AutoConfig.from_name(name, scale=scale))
     return f"{trained:,}" if trained == shipped else f"{trained:,}, deployed {shipped:,}"
 
 

@@ -54,6 +54,10 @@ class DualPath(nn.Module):
 class SplitEntry(nn.Module):
     r"""Split a map by frequency into the two paths of a block: high ones are local, low ones are context.
 
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
+
     Args:
         split: from the map to its low and high frequencies, at full size.
         block: what they go to; the map itself passes by its paths.
@@ -75,6 +79,10 @@ class SplitEntry(nn.Module):
 
 class AtHalfSize(nn.Module):
     """Run blocks at half the size of a map: a strided convolution before them, pixel shuffle after them.
+
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
 
     Args:
         channels: of the map, a multiple of 4.

@@ -68,6 +68,11 @@ class LowBranch(nn.Module):
     :math:`L_0 = W * x`, :math:`L_{i + 1} = S_i(\mathrm{MSGDown}(L_i))`, then :math:`L_0 + \mathrm{MSGUp}(L_1)` in the
     place of L_0, and :math:`W_c * L_1`, which starts at zero.
 
+    Shape:
+        - low: ``(B, in_channels, H, W)``
+        - returns: maps of half the sides each, the first ``(B, widths[0], H, W)``, and what is added,
+          ``(B, out_channels, H / 2, W / 2)``
+
     Args:
         in_channels: of the low frequencies of an image.
         out_channels: of what is added.
@@ -112,6 +117,10 @@ class HighBranch(nn.Module):
 
     :math:`H_0 = T(W * [x, e])` with the edges e of x, :math:`H_{i + 1} = \mathrm{MSGDown}(H_i)`. Blocks learn of the
     edges, and with ``style="edges"`` of their means over the map, which modulate them.
+
+    Shape:
+        - high: ``(B, in_channels, H, W)``
+        - returns: maps of half the sides each, the first ``(B, width, H, W)``
 
     Args:
         in_channels: of the high frequencies of an image.
@@ -160,6 +169,10 @@ class TextureBlock(Conditioned):
     the probability :math:`p_3` that the router gives the expert for texture, and the score s of its gate, 0 for what is
     easy; both are 1 where there is no router.
 
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
+
     Args:
         channels: of the map.
         experts: M: a `MoE2d` whose router takes busyness and edges, or one module, whose result is added to x.
@@ -191,6 +204,10 @@ class TextureBlock(Conditioned):
 class BandFusion(Conditioned):
     """Add the maps of both branches to a decoder's, or that of the low frequencies alone.
 
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
+
     Args:
         level: of the decoder, 0 for the finest.
         fuse: takes the decoder's map and `FreqBands`, as `FreqFuse` does, or the map of low frequencies instead.
@@ -216,6 +233,11 @@ class FrequencyResidual(nn.Module):
     with a low-pass G, what the branch of low frequencies adds l, and :math:`|w_h| \le g_{max}` as in `FreqFuse`, whose
     weights start at 1 and at 0.76 :math:`g_{max}`. Whatever the weights, high frequencies change :math:`G y` by at most
     0.53 :math:`g_{max} m` in any pixel, where G is a Gaussian.
+
+    Shape:
+        - x, correction: ``(B, C, H, W)``
+        - coarse: l at full size, ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
 
     Args:
         channels: of the image.

@@ -19,12 +19,19 @@ STEPS: dict[int, tuple[int, ...]] = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 
 class ReconstructionHead(nn.Module):
     """Enlarge a feature map and make an image of it.
 
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, out_channels, scale * H, scale * W)``
+
     Args:
         channels: of the feature map.
         out_channels: of the image.
         scale: 1, 2, 3, 4 or 8.
         upsampler: "pixelshuffle" enlarges by 2 or 3 at a time, a convolution before each, which can learn no pattern of
             the scale (`PixelShuffleUp`, level); "dysample" at once.
+
+    Source:
+        ESPCN (arXiv:1609.05158), section 3.2: convolution and pixel shuffle.
 
     >>> ReconstructionHead(8, 3, scale=4)(torch.zeros(1, 8, 5, 7), 4).shape
     torch.Size([1, 3, 20, 28])
@@ -60,11 +67,18 @@ class ReconstructionHead(nn.Module):
 class ScaleHeads(nn.Module):
     """A `ReconstructionHead` for each of several scales: they share the body.
 
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, out_channels, scale * H, scale * W)``
+
     Args:
         channels: of the feature map.
         out_channels: of the image.
         scales: each 1, 2, 3, 4 or 8.
         upsampler: of all heads.
+
+    Source:
+        MDSR (arXiv:1707.02921), section 3.3.
 
     >>> ScaleHeads(8, 3, scales=(2, 4))(torch.zeros(1, 8, 5, 7), 2).shape
     torch.Size([1, 3, 10, 14])
@@ -99,6 +113,10 @@ class EmbeddedScaleHead(nn.Module):
 
     :math:`y = W_2 * \mathrm{gelu}(W_1 * \mathrm{up}_s(\mathrm{FiLM}(x, e(s))))` with bilinear upsampling and an
     embedding e of two layers of 1 / s and 1 / s^2.
+
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, out_channels, scale * H, scale * W)``
 
     Args:
         channels: of the feature map.

@@ -52,6 +52,10 @@ class HERSRContext(Context):
 class ExpertBottleneck(Conditioned):
     r"""Experts for the coarsest map: :math:`y = x' + \sum_i g_i(x', p) E_i(x')` with :math:`x' = \mathrm{FiLM}(x, p)`.
 
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
+
     Args:
         moe: the mixture; the gate of its router, if it has one, is told how busy the image is, and the router p.
         prompt: what makes p of the map; None takes the one of the pass, which is zero where it has none.
@@ -92,6 +96,10 @@ class TextureStage(Conditioned):
 
     The style v is the mean of each channel over the map, or ones. The strength a of the noise is learned, and starts
     at zero.
+
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
 
     Args:
         channels: number of channels.

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from ..blocks import NoiseField
-from ..blocks.checks import check_odd, check_positive
+from ..blocks.checks import check_not_negative, check_odd, check_positive
 from ..blocks.padding import pad_to_multiple
 from ..blocks.plk import Form
 from .base import check_image
@@ -119,9 +119,7 @@ class RSFMoEConfig(UNetConfig):
             raise ValueError(f"embed_dim must be {wanted}, got {self.embed_dim}")
         if self.k > len(EXPERTS):
             raise ValueError(f"k must be at most the {len(EXPERTS)} experts, got {self.k}")
-        for name in ("warm_up", "prompt_channels"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
-                raise ValueError(f"{name} must be an integer of at least 0, got {getattr(self, name)!r}")
+        check_not_negative(warm_up=self.warm_up, prompt_channels=self.prompt_channels)
         for name in ("hf_gain", "noise_clamp", "severe_blur", "exit_confidence", "mlp_ratio"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")

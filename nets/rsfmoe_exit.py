@@ -20,9 +20,16 @@ EXIT_WEIGHT = 0.1
 class ExitConfidence(Conditioned):
     """How sure one may be that an image needs no block of the decoder; the map is passed on as it is.
 
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
+
     Args:
         channels: of the map.
         least: confidence from which on an image takes the early exit, in eval.
+
+    Source:
+        BranchyNet (arXiv:1709.01686), section III: leaving early; what it is sure of is ours.
     """
 
     tile_safe = False
@@ -50,6 +57,10 @@ class ExitConfidence(Conditioned):
 
 class Skippable(Conditioned):
     """Blocks of the decoder that images with an early exit pass by.
+
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
 
     Args:
         blocks: modules as `Stage` takes them.

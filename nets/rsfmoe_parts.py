@@ -91,6 +91,10 @@ class DegradationPrompt(Conditioned):
     kernel it stands for; with a severity how severe the prompt says the blur is, from 0 at so many pixels of its
     deviation to 1 at one more. Kernel and estimate go to the `Aux`, where training holds them against what was drawn.
 
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
+
     Args:
         channels: of the map.
         prompt_channels: of the prompt, 0 for none.
@@ -136,6 +140,10 @@ class SteeredBlock(Conditioned):
 
     W starts at zero, and the scale at 1; it stays between 1 / e and e.
 
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
+
     Args:
         block: with an attention of `num_heads` that takes a ``logit_scale``.
         condition_channels: of d, prompt and mean code; 0 for a block that nothing steers.
@@ -161,6 +169,10 @@ class TextureMixture(Conditioned):
 
     The router is told the busyness of the image in each window, the code of the blur kernel, and the prompt; its gate
     starts as one that flat windows do not pass. Noise is as strong as the router is sure, times the severity of blur.
+
+    Shape:
+        - high: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
 
     Args:
         channels: of the map.
@@ -226,6 +238,10 @@ class TextureMixture(Conditioned):
 
 class FrequencyUnit(Conditioned):
     """A `FreqSep` whose texture path is told the context.
+
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
 
     Args:
         separation: with a `Conditioned` as its texture path.

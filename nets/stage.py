@@ -31,6 +31,10 @@ class Conditioned(nn.Module):
 
     `path` is the name of the part within its net, under which it leaves what it has for `Context.aux`.
 
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
+
     >>> class Brightness(Conditioned):
     ...     def forward(self, x, context):
     ...         context.aux.statistics[self.path] = x.mean()
@@ -49,6 +53,10 @@ class Conditioned(nn.Module):
 
 class Stage(Conditioned):
     """Blocks one after the other, plain ones as they are and `Conditioned` ones with the context of the pass.
+
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
 
     Args:
         blocks: modules from a map to a map of the same shape.

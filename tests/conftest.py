@@ -1,5 +1,6 @@
 """Settings of every test: hypothesis profiles, one thread a worker, and where the Triton kernels run."""
 
+import gc
 import os
 
 import pytest
@@ -13,7 +14,14 @@ from claritycore.nets import registry
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Inductor would start a pool of compilers in each worker, which takes longer than what there is to compile.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 torch.set_num_threads(1)
+
+# What torch traces by are objects by the million: to look through all that live for garbage as often as Python does by
+# itself takes an eighth of the time.
+gc.set_threshold(10_000, 20, 50)
 
 settings.register_profile("committed", deadline=None, derandomize=True, max_examples=10)
 settings.register_profile("nightly", deadline=None, max_examples=500)

@@ -134,9 +134,10 @@ def imported(tree: ast.AST) -> set[str]:
 
 def used_of_the_package(tree: ast.AST) -> set[str]:
     """What a test imports from a module of the package, or reads off a room: `nets.SPAN`."""
-    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    nodes = list(ast.walk(tree))
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
     names = {alias.name for node in froms if (node.module or "").startswith("claritycore") for alias in node.names}
-    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     return names | {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id in ROOMS}
 
 
@@ -200,6 +201,13 @@ def test_a_net_documents_itself_and_keeps_the_form(name):
         assert section in net.__doc__, f"the docstring has no {section}"
     assert len(inspect.getsource(net.forward).splitlines()) <= 20
     assert any(key.startswith(name) for key in NETS), "no property test builds it"
+
+
+@pytest.mark.parametrize("name", [name for name in TREES if Path(name).parts[0] == "nets"])
+def test_a_part_of_a_net_states_its_shapes(name):
+    public = [node for node in TREES[name].body if isinstance(node, ast.ClassDef) and node.name[0] != "_"]
+    parts = [node for node in public if {"forward"} & {getattr(item, "name", "") for item in node.body}]
+    assert all("Shape:" in (ast.get_docstring(part) or "") for part in parts)
 
 
 @pytest.mark.parametrize("name", nets.list_models())

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..blocks.checks import check_choice
+from ..blocks.checks import check_choice, check_not_negative
 from ..blocks.precision import at_least_float32
 from .pixel_losses import check_images
-from .pyramid import check_high_pass, texture
+from .pyramid import texture
 
 Kind = Literal["vanilla", "hinge", "lsgan", "relativistic"]
 KINDS = ("vanilla", "hinge", "lsgan", "relativistic")
@@ -135,7 +135,7 @@ class AdversarialLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("kind", kind, KINDS)
-        check_high_pass(high_pass)
+        check_not_negative(high_pass=high_pass)
         if not (isinstance(feature_matching, int | float) and 0 <= feature_matching < math.inf):
             raise ValueError(f"feature_matching must be at least 0 and finite, got {feature_matching!r}")
         if feature_matching and not hasattr(discriminator, "features"):

@@ -6,10 +6,11 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
+from ..blocks.checks import check_not_negative
 from ..nets.checkpoints import read_checkpoint
 from .feature_nets import FILES, STAGES, URL, FeatureNet, read_feature_net, standardize
 from .pixel_losses import ImageLoss
-from .pyramid import check_high_pass, texture
+from .pyramid import texture
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 # LPIPS shifts and scales images in [-1, 1]; here are the same numbers for images in [0, 1].
@@ -93,7 +94,7 @@ class VGGLoss(FeatureLoss):
         layers: Mapping[str, float] | None = None,
         high_pass: int = 0,
     ) -> None:
-        check_high_pass(high_pass)
+        check_not_negative(high_pass=high_pass)
         if not isinstance(layers, Mapping | None):
             raise TypeError(f"layers must map names to weights, got {layers!r}")
         for name, weight in (layers or {}).items():
@@ -149,7 +150,7 @@ class LPIPSLoss(FeatureLoss):
         *,
         high_pass: int = 0,
     ) -> None:
-        check_high_pass(high_pass)
+        check_not_negative(high_pass=high_pass)
         path = _given("LPIPSLoss", weights, ("alexnet", "vgg16"))
         if heads is None:
             raise ValueError(f"LPIPSLoss needs heads=FILE, alex.pth or vgg.pth of {LPIPS_HEADS}")

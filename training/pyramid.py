@@ -41,9 +41,3 @@ def texture(image: Tensor, levels: int) -> Tensor:
     tensor([0.5000])
     """
     return high_pass(image, levels) + 0.5 if levels else image
-
-
-def check_high_pass(levels: int) -> None:
-    """Raise ValueError unless `high_pass` is a number of halvings, or 0."""
-    if type(levels) is not int or levels < 0:
-        raise ValueError(f"high_pass must be an integer of at least 0, got {levels!r}")

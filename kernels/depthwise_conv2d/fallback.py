@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..activations import ACTIVATIONS, slope
 from ..operand_rules import like
-from .operands import ACTIVATIONS, Operands, slope
+from .operands import Operands
 
 WIDE = 15
 """Kernels so wide take 32 to 50 times as long on contiguous maps as on channels-last ones, at any height. Copying there

@@ -17,9 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..activations import slope
 from ..dispatch import processors
+from ..fused_activations import activated, slope_at
 from ..operand_rules import compute_dtype
-from .operands import Operands, slope
+from .operands import Operands
 
 PROGRAMS_PER_PROCESSOR = 4
 """Programs are halved until each multiprocessor has so many: one warp in place of four, and a shorter tile."""
@@ -40,35 +42,6 @@ def _tile(map, batch, channels, length):
     """Return the addresses of a tile at column 0: (BLOCK_L, BLOCK_C)."""
     pointer = map.pointer + batch * map.batch
     return pointer + (length.to(tl.int64) * map.length)[:, None] + (channels.to(tl.int64) * map.channel)[None, :]
-
-
-@triton.jit
-def _activated(z, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
-        return tl.where(z <= 0.0, 0.0, z)  # which keeps NaN
-    elif ACTIVATION == "leaky_relu":
-        return tl.where(z > 0.0, z, z * 0.2)
-    elif ACTIVATION == "gelu":
-        return 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
-    elif ACTIVATION == "silu":
-        return z / (1.0 + tl.exp(-z))
-    else:
-        return z
-
-
-@triton.jit
-def _slope(z, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "gelu":
-        density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
-        return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * density
-    elif ACTIVATION == "relu":
-        return tl.where(z > 0.0, 1.0, 0.0)
-    elif ACTIVATION == "leaky_relu":
-        return tl.where(z > 0.0, 1.0, 0.2)
-    else:
-        tl.static_assert(ACTIVATION == "silu")
-        gate = 1.0 / (1.0 + tl.exp(-z))
-        return gate * (1.0 + z * (1.0 - gate))
 
 
 @triton.jit
@@ -125,9 +98,9 @@ def _convolve_kernel(
         inside = mask & (first + k < width)
         if grad is not None:
             pull = tl.load(_tile(grad, batch, c, a) + (first + k) * grad.width, mask=inside, other=0.0)
-            value = pull.to(dtype) * _slope(value, ACTIVATION)
+            value = pull.to(dtype) * slope_at(value, ACTIVATION)
         else:
-            value = _activated(value, ACTIVATION)
+            value = activated(value, ACTIVATION)
         tl.store(out + (first + k) * y.width, value.to(y.pointer.dtype.element_ty), mask=inside)
 
 

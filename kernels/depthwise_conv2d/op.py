@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..activations import Activation
 from ..dispatch import Backend, Kernel
 from ..operand_rules import fold, refuse_second_derivative, register_autocast, under_autocast, unfold
-from .operands import SIGN_SUFFICES, Activation, Operands, check_operands
+from .operands import SIGN_SUFFICES, Operands, check_operands
 from .reference import depthwise_conv2d_reference
 
 KERNEL = Kernel("depthwise_conv2d")

@@ -1,27 +1,14 @@
-"""What every form of the depthwise convolution takes: its operands and their rules, its activations, its reach."""
+"""What every form of the depthwise convolution takes: its operands, their rules and its reach."""
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..activations import ACTIVATIONS
 from ..operand_rules import check_tensors, compute_dtype, like
-
-Activation = Literal["relu", "leaky_relu", "gelu", "silu"]
-
-ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
-    None: lambda z: z,
-    "relu": F.relu,
-    "leaky_relu": lambda z: F.leaky_relu(z, LEAKY_SLOPE),
-    "gelu": F.gelu,
-    "silu": F.silu,
-}
-"""What may follow the convolution; GELU is the exact one."""
-
-LEAKY_SLOPE = 0.2
 
 SIGN_SUFFICES = ("relu", "leaky_relu")
 """The slope of these follows from the output, which the caller holds anyway. For the slope of the others backward
@@ -63,20 +50,6 @@ class Operands(NamedTuple):
         """Give each gradient that is there the strides and the dtype of its operand, with a copy where it must be."""
         named = self._asdict().items()
         return tuple(like(gradients[name], value) if name in gradients else None for name, value in named)
-
-
-def slope(z: Tensor, activation: str | None) -> Tensor | float:
-    """Differentiate an activation at `z`, or where its sign suffices at its output."""
-    if activation == "relu":
-        return (z > 0).to(z.dtype)
-    if activation == "leaky_relu":
-        return torch.full_like(z, LEAKY_SLOPE).masked_fill_(z > 0, 1.0)
-    if activation == "gelu":
-        return 0.5 * (1 + torch.erf(z * math.sqrt(0.5))) + z * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    if activation == "silu":
-        gate = torch.sigmoid(z)
-        return gate * (1 + z * (1 - gate))
-    return 1.0
 
 
 def check_operands(x: Operands, activation: str | None) -> None:

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..activations import ACTIVATIONS, Activation
 from ..operand_rules import compute_dtype
-from .operands import ACTIVATIONS, Activation
 
 
 def depthwise_conv2d_reference(

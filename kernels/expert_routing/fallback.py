@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..depthwise_conv2d.operands import LEAKY_SLOPE
+from ..activations import LEAKY_SLOPE
 from ..operand_rules import compute_dtype, like
 from .operands import DIFFERENTIABLE, Groups, Operands, group_by_expert, in_range, lowest
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..depthwise_conv2d.fused import _activated
+from ..fused_activations import activated
 from ..operand_rules import like
 from .fused_route import group, route, route_backward
 from .operands import Groups, Operands
@@ -114,7 +114,7 @@ def _experts_kernel(
     for start in range(0, S.hidden, S.hidden_block):
         h = start + tl.arange(0, S.hidden_block)
         z = _preactivation(x, _first_layer(w1_ptr, expert, h, S).to(x.dtype), b1_ptr, expert, h, wide, S)
-        hidden = _activated(z, ACTIVATION).to(x.dtype)
+        hidden = activated(z, ACTIVATION).to(x.dtype)
         w2 = _second_layer(w2_ptr, expert, h, S).to(x.dtype)
         sums += tl.dot(hidden, tl.trans(w2), input_precision="ieee", out_dtype=wide)
     gate = tl.load(weights_ptr + a, mask=there, other=0.0).to(wide)

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..depthwise_conv2d.fused import _activated, _slope
 from ..dispatch import processors
+from ..fused_activations import activated, slope_at
 from .fused import (
     Launch,
     _block_of_assignments,
@@ -55,8 +55,8 @@ def _tokens_kernel(
         w2 = _second_layer(w2_ptr, expert, h, S).to(x.dtype)
         z = _preactivation(x, w1, b1_ptr, expert, h, wide, S)
         of_hidden = tl.dot(pull, w2, input_precision="ieee", out_dtype=wide)
-        of_gate += tl.sum(_activated(z, ACTIVATION) * of_hidden, axis=1)
-        of_z = (of_hidden * _slope(z, ACTIVATION)).to(x.dtype)
+        of_gate += tl.sum(activated(z, ACTIVATION) * of_hidden, axis=1)
+        of_z = (of_hidden * slope_at(z, ACTIVATION)).to(x.dtype)
         sums += tl.dot(of_z, w1, input_precision="ieee", out_dtype=wide)
     gate = tl.load(weights_ptr + a, mask=there, other=0.0).to(wide)
     _store_rows(rows_ptr, a, there, gate[:, None] * sums, S)
@@ -93,8 +93,8 @@ def _parameters_kernel(
         pull = _rows_of(grad_ptr, a // S.slots, place < last, S)
         gate = tl.load(weights_ptr + a, mask=place < last, other=0.0).to(wide)[:, None]
         z = _preactivation(x, w1, b1_ptr, expert, h, wide, S)
-        of_z = gate * tl.dot(pull, w2, input_precision="ieee", out_dtype=wide) * _slope(z, ACTIVATION)
-        hidden = gate * _activated(z, ACTIVATION)
+        of_z = gate * tl.dot(pull, w2, input_precision="ieee", out_dtype=wide) * slope_at(z, ACTIVATION)
+        hidden = gate * activated(z, ACTIVATION)
         of_w1 += tl.dot(tl.trans(of_z.to(x.dtype)), x, input_precision="ieee", out_dtype=wide)
         of_w2 += tl.dot(tl.trans(hidden.to(x.dtype)), pull, input_precision="ieee", out_dtype=wide)
         of_b1 += tl.sum(of_z, axis=0)

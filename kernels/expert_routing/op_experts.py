@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..depthwise_conv2d.operands import Activation
+from ..activations import Activation
 from ..dispatch import Backend
 from ..operand_rules import fold, refuse_second_derivative, register_autocast, under_autocast, unfold
 from .op import KERNEL

@@ -6,7 +6,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..depthwise_conv2d.operands import Activation
+from ..activations import Activation
 from ..operand_rules import check_device, check_tensors, compute_dtype, like
 
 

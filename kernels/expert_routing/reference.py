@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..depthwise_conv2d.operands import ACTIVATIONS, Activation
+from ..activations import ACTIVATIONS, Activation
 from ..operand_rules import compute_dtype
 from .operands import lowest
 

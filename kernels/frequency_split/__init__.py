@@ -9,10 +9,11 @@ from .op import (
     haar_split,
     haar_split_flops,
 )
-from .op_fourier import Mask, fft_split, fft_split_flops
-from .operands import gaussian_sigma
+from .op_fourier import Mask, fft_split, fft_split_flops, padding_of
+from .operands import HIGHEST_CUTOFF, gaussian_sigma
 
 __all__ = [
+    "HIGHEST_CUTOFF",
     "KERNEL",
     "Mask",
     "blur_split",
@@ -24,4 +25,5 @@ __all__ = [
     "haar_merge",
     "haar_split",
     "haar_split_flops",
+    "padding_of",
 ]

@@ -66,7 +66,7 @@ def fft_split(
     """
     _check(x, cutoff, mask, padding)
     if padding is None:
-        padding = LEARNED_PADDING if isinstance(cutoff, Tensor) else _padding_of(cutoff)
+        padding = LEARNED_PADDING if isinstance(cutoff, Tensor) else padding_of(cutoff)
     wide = x.to(compute_dtype(x))  # autocast lowers nothing that follows
     if x.numel() == 0:
         return wide.to(x.dtype), wide.to(x.dtype)
@@ -131,7 +131,8 @@ def _gain(x: Tensor, cutoff: float | Tensor, mask: Mask, size: tuple[int, int]) 
     return 1 / (1 + squared**2) if mask == "butterworth" else (squared <= 1).to(x.dtype)
 
 
-def _padding_of(cutoff: float) -> int:
+def padding_of(cutoff: float) -> int:
+    """Five deviations of a Gaussian of that cutoff, in pixels: beyond, nothing of it is left to float32."""
     return min(max(math.ceil(5 * gaussian_sigma(cutoff)), LEAST_PADDING), MOST_PADDING)
 
 

@@ -181,7 +181,7 @@ def test_macs_of_transposed_attention():
 
 
 def test_bad_arguments_of_transposed_attention_raise():
-    with pytest.raises(ValueError, match="channels must be a multiple of num_heads = 3, got 8"):
+    with pytest.raises(ValueError, match="num_heads must divide the 8 channels, got 3"):
         TransposedAttention(8, num_heads=3)
     for name in ("channels", "num_heads"):
         with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):

@@ -104,7 +104,7 @@ def test_bad_arguments_raise():
         block(x, tokens, torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(TypeError, match=r"mask must be boolean, true for the tokens that count, got torch\.int64"):
         block(x, tokens, torch.ones(2, 4, dtype=torch.int64))
-    with pytest.raises(ValueError, match="channels must be a multiple of num_heads = 3, got 4"):
+    with pytest.raises(ValueError, match="num_heads must divide the 4 channels, got 3"):
         CrossAttention2d(4, 3, num_heads=3)
     with pytest.raises(ValueError, match="token_channels must be an integer of at least 1, got 0"):
         CrossAttention2d(4, 0)

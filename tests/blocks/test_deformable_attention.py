@@ -258,7 +258,7 @@ def test_macs():
 
 
 def test_bad_arguments_raise():
-    with pytest.raises(ValueError, match="channels must be a multiple of num_heads = 3, got 8"):
+    with pytest.raises(ValueError, match="num_heads must divide the 8 channels, got 3"):
         DeformableAttention2d(8, num_heads=3)
     with pytest.raises(ValueError, match="num_heads must be a multiple of groups = 4, got 2"):
         DeformableAttention2d(8, num_heads=2, groups=4)

@@ -1,5 +1,7 @@
 """Checkpoints of tiny nets, and pictures to restore."""
 
+import functools
+import importlib.util
 import os
 
 import pytest
@@ -8,6 +10,28 @@ import torch
 from claritycore.cli import main
 from claritycore.images import Picture, write_image
 from claritycore.nets import RRDBNet, RRDBNetConfig
+
+
+@pytest.fixture(autouse=True, scope="session")
+def translations_are_read_once():
+    """For each export torch reads the signatures of a thousand translations to ONNX, which takes it a second."""
+    if importlib.util.find_spec("onnxscript") is None:
+        yield
+        return
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read = functools.cache(ONNXRegistry.from_torchlib)
+
+    def copied(**version):
+        whole = read(**version)
+        registry = ONNXRegistry()
+        registry._opset_version = whole.opset_version
+        registry.functions = {name: list(translations) for name, translations in whole.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(copied))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from claritycore.blocks import RRDB, BicubicUp, PixelShuffleUp, ResidualDenseBlock, SelectiveScan2d
 from claritycore.deploy import Summary, flop_formulas, fvcore_handles, summarize
 from claritycore.nets import RRDBNet, RRDBNetConfig
+from tests.small_nets import LEARNERS
 
 
 def rrdb_macs(channels: int, growth: int) -> int:
@@ -38,6 +39,15 @@ def test_macs_of_rrdbnet():
     assert summary.uncounted == {}
     assert summary.output_shape == (1, 3, 20, 24)
     assert sum(part.macs for part in summary.parts) == summary.macs
+    assert sum(part.parameters for part in summary.parts) == summary.parameters
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_parts_of_a_net_add_up_to_the_whole(name):
+    """Lists of stages too, which are never called themselves."""
+    summary = summarize(LEARNERS[name](), (1, 3, 16, 16))
+    # HARMONIC enlarges a map between its parts.
+    assert 0.999 * summary.macs < sum(part.macs for part in summary.parts) <= summary.macs
     assert sum(part.parameters for part in summary.parts) == summary.parameters
 
 

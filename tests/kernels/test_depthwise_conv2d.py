@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claritycore.kernels.depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_reference, fallback
-from tests.kernels.test_selective_scan import CPU, OUTPUT_ERROR, assert_close, error
+from tests.kernels.closeness import CPU, OUTPUT_ERROR, assert_close, error
 
 ACTIVATIONS = (None, "relu", "leaky_relu", "gelu", "silu")
 TENSORS = ("x", "weight", "bias")

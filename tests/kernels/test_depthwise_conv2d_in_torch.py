@@ -14,8 +14,8 @@ from claritycore.kernels.depthwise_conv2d import (
     depthwise_conv2d_flops,
 )
 from claritycore.kernels.depthwise_conv2d.op import KERNEL
+from tests.kernels.closeness import CPU, error
 from tests.kernels.test_depthwise_conv2d import TENSORS, Case
-from tests.kernels.test_selective_scan import CPU, error
 
 OP, BACKWARD = torch.ops.claritycore.depthwise_conv2d, torch.ops.claritycore.depthwise_conv2d_backward
 MIXED = Case(3, 4, 3, 5, batch=2, activation="gelu", channels_are="last")

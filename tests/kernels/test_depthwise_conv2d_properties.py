@@ -6,8 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from claritycore.kernels.depthwise_conv2d import depthwise_conv2d
 from claritycore.kernels.depthwise_conv2d.operands import Operands
+from tests.kernels.closeness import CPU, assert_close, error
 from tests.kernels.test_depthwise_conv2d import FORMATS, Case, run, tensors, wide
-from tests.kernels.test_selective_scan import CPU, assert_close, error
 
 BLURRED = Case(3, 4, 3, 5, batch=2, activation="gelu")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from claritycore.kernels import expert_mlp, expert_mlp_reference, route_top_k, route_top_k_reference
 from claritycore.kernels.expert_routing import fallback, group_by_expert
-from tests.kernels.test_selective_scan import CPU, GRADIENT_ERROR, OUTPUT_ERROR, assert_close, error
+from tests.kernels.closeness import CPU, GRADIENT_ERROR, OUTPUT_ERROR, assert_close, error
 
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu")
 TENSORS = ("x", "weights", "w1", "b1", "w2", "b2")

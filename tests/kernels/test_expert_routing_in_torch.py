@@ -15,8 +15,8 @@ from claritycore.kernels.expert_routing import (
     group_by_expert,
     route_top_k_flops,
 )
+from tests.kernels.closeness import CPU, error
 from tests.kernels.test_expert_routing import ACTIVATIONS, TENSORS, Case
-from tests.kernels.test_selective_scan import CPU, error
 
 OURS = torch.ops.claritycore
 MIXED = Case(7, channels=3, hidden=4, experts=3)

@@ -6,8 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from claritycore.kernels import expert_mlp, route_top_k
 from claritycore.kernels.expert_routing import fallback
+from tests.kernels.closeness import CPU, error
 from tests.kernels.test_expert_routing import TENSORS, Case, assert_close, run
-from tests.kernels.test_selective_scan import CPU, error
 
 MIXED = Case(9, channels=6, hidden=5, experts=4)
 PARAMETERS = ("w1", "b1", "w2", "b2")

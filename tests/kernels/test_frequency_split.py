@@ -14,9 +14,9 @@ from claritycore.kernels import blur_split, fft_split, gaussian_sigma, haar_merg
 from claritycore.kernels.frequency_split import fallback
 from claritycore.kernels.frequency_split.op_fourier import smooth
 from claritycore.kernels.frequency_split.operands import radius_of
+from tests.kernels.closeness import CPU
 from tests.strategies import SIDES, normal
 
-CPU = torch.device("cpu")
 FORMATS = {"first": torch.contiguous_format, "last": torch.channels_last}
 SIGMAS = [0.3, 0.7, torch.tensor([0.3, 0.7, 0.5])]
 TINY = [(1, 1), (1, 5), (4, 1), (2, 3), (4, 5)]
@@ -193,7 +193,8 @@ def test_the_fallback_agrees_whatever_it_cuts(few, sigma, channels_are, monkeypa
 @pytest.mark.parametrize("sigma", SIGMAS[1:], ids=["one", "each"])
 @pytest.mark.parametrize("size", TINY, ids=str)
 def test_triton_agrees(size, sigma, channels_are, device):
-    assert_right(size, sigma, channels_are, "triton", device)
+    # The interpreter takes a second for a map of 20 pixels.
+    assert_right(size, sigma, channels_are, "triton", device, maps=(1 if math.prod(size) == 20 else 2, 3))
 
 
 @pytest.mark.parametrize("channels_are", FORMATS)

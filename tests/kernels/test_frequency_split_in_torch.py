@@ -18,7 +18,8 @@ from claritycore.kernels.frequency_split import (
     haar_split_flops,
     op_fourier,
 )
-from tests.kernels.test_frequency_split import ALL, CPU, FORMATS, SPLITS, largest
+from tests.kernels.closeness import CPU
+from tests.kernels.test_frequency_split import ALL, FORMATS, SPLITS, largest
 from tests.strategies import normal
 
 OPS = torch.ops.claritycore

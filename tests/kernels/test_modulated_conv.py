@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from claritycore.kernels import modulate, modulated_conv2d, noise_bias_act
 from claritycore.kernels.modulated_conv import GAINS
+from tests.kernels.closeness import CPU
 from tests.strategies import SIDES, normal
 
-CPU = torch.device("cpu")
 FORMATS = {"first": torch.contiguous_format, "last": torch.channels_last}
 DOUBLE = {"dtype": torch.float64}
 

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from claritycore.deploy import flop_formulas
 from claritycore.kernels import modulate, modulated_conv2d, noise_bias_act
 from claritycore.kernels.modulated_conv import GAINS, modulated_conv2d_flops, noise_bias_act_bytes, noise_bias_act_flops
-from tests.kernels.test_modulated_conv import CPU, epilogue, inputs
+from tests.kernels.closeness import CPU
+from tests.kernels.test_modulated_conv import epilogue, inputs
 from tests.strategies import normal
 
 OP, BACKWARD = torch.ops.claritycore.noise_bias_act, torch.ops.claritycore.noise_bias_act_backward

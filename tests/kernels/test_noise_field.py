@@ -12,8 +12,7 @@ from claritycore.kernels import noise_field
 from claritycore.kernels.noise_field import fallback
 from claritycore.kernels.noise_field.op import KERNEL
 from claritycore.kernels.noise_field.reference import philox, words_reference
-
-CPU = torch.device("cpu")
+from tests.kernels.closeness import CPU
 
 # Counter, key and result, as the authors of Philox publish them for testing ("kat_vectors" of Random123).
 PUBLISHED = [

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claritycore.kernels.selective_scan import fallback_windows, selective_scan, selective_scan_reference
+from tests.kernels.closeness import CPU, assert_close
 
-OUTPUT_ERROR, GRADIENT_ERROR = 2e-6, 1e-5
-CPU = torch.device("cpu")
 TENSORS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 
 
@@ -89,21 +88,6 @@ def run(inputs, backend):
     gradients = torch.autograd.grad(roots, list(leaves.values()), upstream, materialize_grads=True)
     results = {"y": y, "last_state": state} | {f"gradient of {k}": g for k, g in zip(leaves, gradients, strict=True)}
     return {name: value.detach() for name, value in results.items()}
-
-
-def error(result, truth):
-    """The largest difference, relative to the largest value of the truth."""
-    result, truth = result.cpu().double(), truth.cpu().double()
-    assert result.shape == truth.shape
-    return ((result - truth).abs().max() / truth.abs().max().clamp_min(1e-300)).item() if truth.numel() else 0.0
-
-
-def assert_close(results, truths, output_error=OUTPUT_ERROR, gradient_error=GRADIENT_ERROR):
-    assert results.keys() == truths.keys()
-    errors = {name: error(results[name], truth) for name, truth in truths.items()}
-    allowed = {name: gradient_error if name.startswith("gradient") else output_error for name in truths}
-    wrong = {name: value for name, value in errors.items() if not value <= allowed[name]}
-    assert not wrong
 
 
 def assert_right(case, backend, device):

@@ -15,13 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from claritycore.kernels.selective_scan import selective_scan
 from claritycore.kernels.selective_scan_2d import fallback, selective_scan_2d, selective_scan_2d_reference
 from claritycore.kernels.selective_scan_2d.operands import DIRECTIONS, Operands2d
-from tests.kernels.test_selective_scan import (
-    CPU,
-    GRADIENT_ERROR,
-    OUTPUT_ERROR,
-    assert_close,
-    error,
-)
+from tests.kernels.closeness import CPU, GRADIENT_ERROR, OUTPUT_ERROR, assert_close, error
 
 OVER_PIXELS = ("x", "delta", "B", "C")
 ROWS, CROSS = ("row", "row_reversed"), ("column", "row_reversed")

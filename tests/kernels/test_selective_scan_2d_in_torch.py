@@ -13,10 +13,7 @@ from claritycore.kernels.selective_scan_2d import (
 )
 from claritycore.kernels.selective_scan_2d.op import KERNEL
 from claritycore.kernels.selective_scan_2d.operands import Operands2d
-from tests.kernels.test_selective_scan import (
-    CPU,
-    error,
-)
+from tests.kernels.closeness import CPU, error
 from tests.kernels.test_selective_scan_2d import OVER_PIXELS, ROWS, Case
 
 OP, BACKWARD = torch.ops.claritycore.selective_scan_2d, torch.ops.claritycore.selective_scan_2d_backward

@@ -12,16 +12,8 @@ from claritycore.kernels.selective_scan import (
     selective_scan_flops,
 )
 from claritycore.kernels.selective_scan.op import KERNEL
-from tests.kernels.test_selective_scan import (
-    CPU,
-    GRADIENT_ERROR,
-    OUTPUT_ERROR,
-    TENSORS,
-    Case,
-    assert_close,
-    error,
-    run,
-)
+from tests.kernels.closeness import CPU, GRADIENT_ERROR, OUTPUT_ERROR, assert_close, error
+from tests.kernels.test_selective_scan import TENSORS, Case, run
 
 OP, BACKWARD = torch.ops.claritycore.selective_scan, torch.ops.claritycore.selective_scan_backward
 MIXED = Case(34, channels=4, groups=2, batch=2, constant_C=True)

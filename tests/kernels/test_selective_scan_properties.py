@@ -6,16 +6,8 @@ import torch
 
 from claritycore.kernels.selective_scan import fallback, selective_scan, selective_scan_reference
 from claritycore.kernels.selective_scan.operands import Operands
-from tests.kernels.test_selective_scan import (
-    CPU,
-    GRADIENT_ERROR,
-    OUTPUT_ERROR,
-    TENSORS,
-    Case,
-    assert_close,
-    error,
-    run,
-)
+from tests.kernels.closeness import CPU, GRADIENT_ERROR, OUTPUT_ERROR, assert_close, error
+from tests.kernels.test_selective_scan import TENSORS, Case, run
 
 
 @pytest.fixture(params=["torch", "triton"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from claritycore.kernels import overlapping_window_attention, window_attention
 from claritycore.kernels.window_attention import fallback
-from tests.kernels.test_selective_scan import CPU, GRADIENT_ERROR, OUTPUT_ERROR, error
+from tests.kernels.closeness import CPU, GRADIENT_ERROR, OUTPUT_ERROR, error
 
 TENSORS = ("qkv", "kv", "bias_table", "logit_scale", "tokens")
 

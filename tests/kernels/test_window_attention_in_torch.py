@@ -11,7 +11,7 @@ from claritycore.kernels import overlapping_window_attention, window_attention
 from claritycore.kernels.window_attention import KERNEL, window_attention_bytes, window_attention_flops
 from claritycore.kernels.window_attention.operands import Layout, Operands
 from claritycore.kernels.window_attention.reference import attend as attend_reference
-from tests.kernels.test_selective_scan import CPU, error
+from tests.kernels.closeness import CPU, error
 from tests.kernels.test_window_attention import TENSORS, Case, attend, pixels_seen, tensors
 
 OP, BACKWARD = torch.ops.claritycore.window_attention, torch.ops.claritycore.window_attention_backward

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from claritycore.kernels import window_attention
 from claritycore.kernels.window_attention import fallback
 from claritycore.kernels.window_attention.operands import Layout, Operands
-from tests.kernels.test_selective_scan import CPU, error
+from tests.kernels.closeness import CPU, error
 from tests.kernels.test_window_attention import TENSORS, Case, assert_close, attend, run, tensors, wide
 
 MIXED = Case(2, 4, (2, 3), (0, 2), heads=1, batch=2, tokens=2, logit_scale=True)

@@ -1,13 +1,7 @@
 """Runs: they learn, go on to the bit, stop before NaN, and do not depend on how many processes share a batch."""
 
 import json
-import os
-import random
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -152,69 +146,6 @@ def test_a_run_that_goes_on_with_fewer_images_says_so(make_settings, config, pho
     assert "8 images were trained on, now 7: others are drawn from here on" in told
 
 
-# One process imports what a run needs, and divides for each command line that it reads: it tells the process, and then
-# the status that it ended with.
-NURSERY = """
-import json, os, sys, lightning.fabric, torch
-import claritycore.training.loop
-from claritycore.cli import main
-
-torch.set_num_threads(1)
-for line in sys.stdin:
-    if not (child := os.fork()):
-        os.dup2(2, 1)
-        os._exit(main(json.loads(line)))
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-def lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_goes_on_to_the_bit(make_settings, config, tmp_path):
-    """SIGKILL at random moments, again and again, until the run is done."""
-    whole = train(config, make_settings(name="whole", steps=300, save_every=3, log_every=100, ema=True))
-    flags = (
-        "--scale 2 --num-feat 8 --num-block 1 --kernel-size 5 --dropout 0.1 --patch-size 16 --batch-size 4 --lr 1e-3"
-    )
-    common = ["--steps", "300", "--save-every", "3", "--log-every", "100", "--ema", "--no-amp", "--device", "cpu"]
-    first = ["train", "--model", "plksr", *flags.split(), "--data", str(make_settings().data), "--workers", "0"]
-    first += ["--runs", str(tmp_path / "runs"), "--name", "killed", *common]
-    folder = whole.parent / "killed"
-    draw, kills = random.Random(0), 0
-    quiet = {"stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(
-        [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **quiet
-    ) as nursery:
-        while True:
-            begun = (folder / "last.ckpt").exists()
-            step = read_state(folder).step if begun else 0
-            nursery.stdin.write(json.dumps(["resume", str(folder)] if begun else first) + "\n")
-            nursery.stdin.flush()
-            child = int(nursery.stdout.readline())
-            while kills < 20 and lives(child):
-                if (folder / "last.ckpt").exists() and read_state(folder).step > step:
-                    time.sleep(draw.random() * 0.05)
-                    os.kill(child, signal.SIGKILL)
-                    break
-                time.sleep(0.002)
-            status = int(nursery.stdout.readline())
-            kills += status == -signal.SIGKILL
-            if status != -signal.SIGKILL:
-                break
-        nursery.stdin.close()
-    assert status == 0
-    assert kills == 20
-    assert_same_run(whole, folder)
-
-
 def test_micro_batches_change_nothing(make_settings, config):
     config = replace(config, dropout=0.0)
     whole, parts = (
@@ -222,40 +153,6 @@ def test_micro_batches_change_nothing(make_settings, config):
     )
     for key, value in whole.net.items():
         torch.testing.assert_close(parts.net[key], value, rtol=1e-4, atol=1e-6)
-
-
-def in_processes(count: int, *command: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, "-m", "claritycore", *command, "--devices", str(count)]
-    done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "net"), [("ddp", "plksr"), ("fsdp", "plksr"), ("fsdp", "span")])
-def test_two_processes_are_one_with_the_same_global_batch(photos, tmp_path, strategy, net):
-    """Ten steps, which the two processes make in two goes: weights, average and figures are those of one process."""
-    sizes = "--scale 2 --num-feat 8 --num-block 1 --patch-size 16 --batch-size 8 --lr 1e-3"
-    sizes += " --kernel-size 5" if net == "plksr" else ""
-    files = ["--data", str(photos), "--validation", str(photos), "--runs", str(tmp_path)]
-    often = "--save-every 4 --validate-every 10 --log-every 1 --schedule constant --ema --clip 0.1"
-    plain = ["--no-amp", "--device", "cpu", "--workers", "0", "--strategy", strategy]
-    common = ["train", "--model", net, *sizes.split(), *files, *often.split(), *plain]
-    in_processes(1, *common, "--name", "one", "--steps", "10")
-    in_processes(2, *common, "--name", "two", "--steps", "4")
-    in_processes(2, "resume", str(tmp_path / "two"), "--steps", "10")
-    first, second = read_state(tmp_path / "one"), read_state(tmp_path / "two")
-    for name in ("net", "average"):
-        for key, value in getattr(first, name).items():
-            torch.testing.assert_close(getattr(second, name)[key], value, rtol=1e-3, atol=1e-6)
-    lines = [log_of(tmp_path / run) for run in ("one", "two")]
-    losses = [[line["loss"] for line in log if "loss" in line] for log in lines]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    figures = [[line for line in log if "validation_psnr" in line][-1] for log in lines]
-    for key in ("validation_psnr", "validation_ssim", "validation_lf_psnr"):
-        assert figures[0][key] == pytest.approx(figures[1][key], rel=1e-4)
-    assert [line["step"] for line in lines[1] if "loss" in line] == list(range(1, 11))
-    assert AutoModel.from_pretrained(tmp_path / "two" / "model.safetensors").config.num_feat == 8
 
 
 def test_checkpointing_gives_the_same_gradients(make_settings):
