@@ -45,21 +45,13 @@ def small_hersr(**fields) -> nets.HERSR:
 # The U-Nets at sizes that learn on a CPU while one waits.
 LEARNERS: dict[str, Callable[..., nn.Module]] = {
     "SwinUNet": lambda **fields: small_swin_unet(
-        **{
-            "embed_dim": 16,
-            "head_dim": 16,
-            "depths": (2, 2),
-            "refinement": 2,
-            "window_size": 8,
-            "ffn": "gated",
-            **fields,
-        }
+        **{"embed_dim": 16, "depths": (2, 2), "refinement": 2, "window_size": 8, "ffn": "gated", **fields}
     ),
     "HERSR": lambda **fields: small_hersr(
         **{"widths": (16, 32), "head_dim": 8, "norm_groups": 4, "window_size": 8, **fields}
     ),
     "HARMONIC": lambda **fields: small_harmonic(
-        **{"embed_dim": 16, "head_dim": 16, "depths": (1, 2), "refinement": 1, "window_size": 8, **fields}
+        **{"embed_dim": 16, "depths": (1, 2), "refinement": 1, "head_dim": 8, "window_size": 8, **fields}
     ),
     "RSFMoENet": lambda **fields: small_rsfmoe(
         **{"embed_dim": 8, "head_dim": 8, "window_size": 8, "moe_window": 8, "warm_up": 0, **fields}
