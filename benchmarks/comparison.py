@@ -40,7 +40,6 @@ from .runner import RESULTS
 from .trained import markdown, measured, plot, trained, write
 
 
-@register_config("dncnn")
 @dataclass(frozen=True)
 class DnCNNConfig(BaseConfig):
     """Sizes of DnCNN: those of its colour net."""
@@ -136,6 +135,7 @@ def photographs(folder: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    register_config("dncnn")(DnCNNConfig)  # not before: who imports this file only looks
     parser = argparse.ArgumentParser(description="Nets of about equal size, trained alike.")
     parser.add_argument("tables", nargs="+", choices=TABLES, metavar="TABLE", help=f"of {', '.join(TABLES)}")
     parser.add_argument("--data", type=Path, help="folder of clean images to train on")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import claritycore
-from claritycore.nets import PLKSRConfig
+from claritycore.nets import PLKSRConfig, list_models, registry
 from claritycore.training import TrainingInterrupted
 from claritycore.training.interruption import Interruption
 
@@ -30,6 +30,7 @@ def compared(tmp_path_factory):
     comparison.photographs(place / "images")
     files = ["--data", str(place / "images"), "--validation", str(place / "images")]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_NETS", dict(registry._NETS))
         patch.setattr(
             comparison, "TABLES", {"nets": {"small": SMALL, "dn cnn": comparison.DnCNNConfig(num_feat=4, depth=3)}}
         )
@@ -90,6 +91,10 @@ def test_experts_that_are_left_out_are_not_counted():
     flat, rough = torch.full((1, 3, 64, 64), 0.5), torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert trained._macs(net, flat) < trained._macs(net, rough)
+
+
+def test_the_yardstick_is_known_to_the_comparison_alone(compared):
+    assert "dncnn" not in list_models()
 
 
 def test_every_table_is_of_nets_of_about_equal_size_or_of_one_with_parts_changed():
