@@ -1,13 +1,24 @@
 """What is counted, against closed forms and another counter."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from claritycore.blocks import RRDB, BicubicUp, PixelShuffleUp, ResidualDenseBlock, SelectiveScan2d
+import claritycore
+from claritycore.blocks import (
+    RRDB,
+    BicubicUp,
+    PixelShuffleUp,
+    ResidualDenseBlock,
+    SelectiveScan2d,
+    reparameterize_model,
+)
 from claritycore.deploy import Summary, flop_formulas, fvcore_handles, summarize
-from claritycore.nets import RRDBNet, RRDBNetConfig
+from claritycore.nets import AutoConfig, AutoModel, RRDBNet, RRDBNetConfig
 from tests.small_nets import LEARNERS
 
 
@@ -49,6 +60,26 @@ def test_the_parts_of_a_net_add_up_to_the_whole(name):
     # HARMONIC enlarges a map between its parts.
     assert 0.999 * summary.macs < sum(part.macs for part in summary.parts) <= summary.macs
     assert sum(part.parameters for part in summary.parts) == summary.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("swin-unet-tiny", {}),
+        ("rsfmoe-tiny", {}),
+        ("hersr-tiny", {}),
+        ("harmonic-tiny", {}),
+        ("harmonic-tiny", {"fast_path": True}),
+    ],
+)
+def test_the_readme_says_what_the_smallest_nets_cost(name, fields):
+    page = (Path(claritycore.__file__).parent / "README.md").read_text()
+    row = next(line for line in page.splitlines() if re.match(rf"\| `{name}` \| [\d,]+ \| [\d.]+ G \|", line))
+    parameters, macs = [cell.strip() for cell in row.split("|")[2:6]][slice(2, 4) if fields else slice(2)]
+    net = AutoModel.from_config(AutoConfig.from_name(name, scale=1, **fields)).eval()
+    deployed = reparameterize_model(net)
+    assert f"{sum(p.numel() for p in (deployed if fields else net).parameters()):,}" == parameters
+    assert f"{summarize(deployed, (1, 3, 256, 256)).macs / 1e9:.1f} G" == macs
 
 
 def test_activations_are_what_convolutions_write():
