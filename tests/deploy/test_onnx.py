@@ -130,13 +130,9 @@ SIDES = {1: DYNAMIC, 2: DYNAMIC}
 SIDES_OF_EACH = {2: DYNAMIC, 3: DYNAMIC}
 
 
+@pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize(
-    ("directions", "merge"),
-    [
-        (("row",), True),
-        (("column_reversed", "row"), False),
-        (("row", "column", "row_reversed", "column_reversed"), True),
-    ],
+    "directions", [("row",), ("column_reversed", "row"), ("row", "column", "row_reversed", "column_reversed")]
 )
 def test_the_scan_over_images_at_other_sizes(directions, merge):
     shapes = (SIDES, SIDES_OF_EACH, {}, SIDES_OF_EACH, SIDES_OF_EACH, {}, {})
@@ -160,7 +156,8 @@ BLOCKS = [
     MSGDown(8, form="unshuffle"),
     MSGUp(8, form="dysample"),
     TransposedAttention(8, num_heads=2),
-    DeformableAttention2d(8, num_heads=4, groups=2, stride=2),
+    DeformableAttention2d(8, num_heads=4, groups=2),
+    DeformableAttention2d(8, num_heads=2, stride=2),
     WindowAttention2d(8, 2, window_size=(3, 4), shift=(2, 1), bias="cpb", cosine=True),
     WindowAttention2d(8, 2, window_size=3, dilation=2, bias="dynamic"),
     OverlappingCrossAttention(8, 2, window_size=4, zero_border=True),
