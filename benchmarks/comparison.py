@@ -13,12 +13,10 @@ The minutes are those of one core of a Xeon that multiplies bfloat16 in tiles (A
 import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from skimage import data
-from torch import Tensor, nn
 
 from claritycore.images import Picture, write_image
 from claritycore.nets import (
@@ -26,48 +24,16 @@ from claritycore.nets import (
     BaseConfig,
     HARMONICConfig,
     PLKSRConfig,
-    RestorationNet,
-    RestorationOutput,
     RRDBNetConfig,
     SwinUNetConfig,
-    register_config,
 )
 from claritycore.nets.harmonic import SIZES as HARMONIC_SIZES
 from claritycore.nets.swin_unet import SIZES as SWIN_SIZES
 from claritycore.training import ImageFolder, TrainingSettings
 
+from .dncnn import DnCNNConfig, register
 from .runner import RESULTS
 from .trained import markdown, measured, plot, trained, write
-
-
-@dataclass(frozen=True)
-class DnCNNConfig(BaseConfig):
-    """Sizes of DnCNN: those of its colour net."""
-
-    num_feat: int = 64
-    depth: int = 17
-
-    def build(self) -> "DnCNN":
-        return DnCNN(self)
-
-
-class DnCNN(RestorationNet):
-    """Convolutions with batch norm and ReLU that find the residual (arXiv:1608.03981, section III): the yardstick."""
-
-    tile_multiple, tile_safe = 1, True
-
-    def __init__(self, config: DnCNNConfig) -> None:
-        super().__init__(config)
-        self.receptive_radius = config.depth
-        width = config.num_feat
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU()]
-        for _ in range(config.depth - 2):
-            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        self.body = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1))
-
-    def forward(self, image: Tensor, *, return_aux: bool = False) -> Tensor | RestorationOutput:
-        restored = image - self.body(image).to(image.dtype)
-        return RestorationOutput(restored) if return_aux else restored
 
 
 def _harmonic(**parts: object) -> HARMONICConfig:
@@ -121,7 +87,7 @@ def compare(table: str, settings: TrainingSettings, pictures: Path, results: Pat
     }
     rows = list(measured(table, nets, ImageFolder(pictures), settings, settings.recipe))
     print(f"\n{markdown(rows)}\n")
-    path = write(rows, results)
+    path = write(rows, table, results)
     plot(rows, path.with_suffix(".png"))
     print(path)
 
@@ -135,7 +101,7 @@ def photographs(folder: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    register_config("dncnn")(DnCNNConfig)  # not before: who imports this file only looks
+    register()
     parser = argparse.ArgumentParser(description="Nets of about equal size, trained alike.")
     parser.add_argument("tables", nargs="+", choices=TABLES, metavar="TABLE", help=f"of {', '.join(TABLES)}")
     parser.add_argument("--data", type=Path, help="folder of clean images to train on")

@@ -1,12 +1,6 @@
-"""The goals of speed and the ratios that were measured, as the table in the README: made from the newest CSV of each.
+"""The goals of speed that `goals.toml` declares, and the ratios that were measured: from the newest CSV of each."""
 
-python -m benchmarks.goals          # writes the table into README.md
-python -m benchmarks.goals --check  # exits with 1 if another is there
-"""
-
-import argparse
 import csv
-import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +8,7 @@ from pathlib import Path
 
 from .runner import RESULTS
 
-README = Path(__file__).parent.parent / "README.md"
 GOALS = Path(__file__).with_suffix(".toml")
-BEGIN, END = "<!-- goals: python -m benchmarks.goals -->", "<!-- end of goals -->"
 HEAD = "| | goal | measured | spread | `python -m benchmarks.` |\n|---|---|---|---|---|"
 
 Line = dict[str, str]
@@ -96,13 +88,9 @@ def goals() -> list[Goal]:
     return [Goal(**goal) for goal in tomllib.loads(GOALS.read_text())["goal"]]
 
 
-def filled(page: str, results: Path = RESULTS) -> str:
-    """The page with the table of these results between its marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page must have {BEGIN} and {END}")
-    return "\n".join([before + begin, HEAD, *(goal.row(results) for goal in goals()), end + after])
+def table(results: Path = RESULTS) -> str:
+    """A row for each goal."""
+    return "\n".join([HEAD, *(goal.row(results) for goal in goals())])
 
 
 def _runs(results: Path, benchmark: str, *, cuda: bool) -> list[list[Line]]:
@@ -122,18 +110,3 @@ def _line(lines: Sequence[Line], case: str, stage: str, provider: str) -> Line |
         if words <= set(line["case"].split()) and (line["stage"], line["provider"]) == (stage, provider):
             return line if line["status"] == "timed" else None
     return None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="The goals of speed and what was measured: the table in README.md.")
-    parser.add_argument("--check", action="store_true", help="only say whether it is that of the CSV files")
-    check, page = parser.parse_args(argv).check, README.read_text()
-    if check:
-        print("README.md is as the CSV files say" if filled(page) == page else "run python -m benchmarks.goals")
-    else:
-        README.write_text(filled(page))
-    return int(check and filled(page) != page)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

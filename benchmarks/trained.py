@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from .report import file_stem
 
 # Every net is clocked on a degraded crop of this side, and its multiply-adds are those of this crop: routers decide.
 SIDE = 256
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -115,23 +118,29 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def write(rows: Iterable[Row], folder: Path) -> Path:
-    """Write the rows and the machine to a CSV whose name says the table and the machine; a second run replaces it."""
+def write(rows: Iterable[Any], name: str, folder: Path) -> Path:
+    """Write dataclasses and the machine to a CSV whose name says what they are of; a second run replaces it."""
     rows, stamp = list(rows), Stamp.take(torch.device("cpu"))
-    path = folder / f"{file_stem(rows[0].table, 'float32', 'cpu', stamp)}.csv"
+    path = folder / f"{file_stem(name, 'float32', 'cpu', stamp)}.csv"
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in (*fields(Row), *fields(Stamp))])
+        writer = csv.DictWriter(file, [field.name for field in (*fields(rows[0]), *fields(Stamp))])
         writer.writeheader()
         writer.writerows(asdict(row) | asdict(stamp) for row in rows)
     return path
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path, kind: type[T]) -> list[T]:
     """Read what `write` wrote."""
-    kinds = get_type_hints(Row)
+    kinds = get_type_hints(kind)
     with path.open(newline="") as file:
-        return [Row(**{name: kind(line[name]) for name, kind in kinds.items()}) for line in csv.DictReader(file)]
+        return [kind(**{name: of(line[name]) for name, of in kinds.items()}) for line in csv.DictReader(file)]
+
+
+def date(path: Path) -> str:
+    """When the figures of a CSV were taken."""
+    with path.open(newline="") as file:
+        return next(csv.DictReader(file))["date"]
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

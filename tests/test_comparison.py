@@ -42,7 +42,7 @@ def compared(tmp_path_factory):
 
 def test_its_rows_say_what_each_net_costs_and_makes(compared):
     (path,) = (compared / "results").glob("*.csv")
-    small, dncnn = trained.read(path)
+    small, dncnn = trained.read(path, trained.Row)
     assert (small.net, dncnn.net) == ("small", "dn cnn")
     assert path.with_suffix(".png").stat().st_size > 1000
     # DnCNN deployed or not: three convolutions of 3x3, whose channels are 3, 4, 4 and 3.

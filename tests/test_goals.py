@@ -1,4 +1,4 @@
-"""The table of goals in the README: it is that of the CSV files, and judges as it says."""
+"""The tables in the README that come from CSV files: they are up to date, and that of goals judges as it says."""
 
 import sys
 from dataclasses import asdict, replace
@@ -12,7 +12,7 @@ ROOT = Path(claritycore.__file__).parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # benchmarks run from a checkout and are never installed
 
-from benchmarks import goals  # noqa: E402
+from benchmarks import goals, readme  # noqa: E402
 from benchmarks.goals import Goal  # noqa: E402
 from benchmarks.machine import Stamp  # noqa: E402
 from benchmarks.report import Result, write_csv  # noqa: E402
@@ -36,9 +36,9 @@ def results(tmp_path):
     return tmp_path
 
 
-def test_the_readme_has_the_table_of_the_csv_files():
-    page = goals.README.read_text()
-    assert goals.filled(page) == page, "run python -m benchmarks.goals"
+def test_the_readme_has_the_tables_of_the_csv_files():
+    page = readme.README.read_text()
+    assert readme.filled(page) == page, "run python -m benchmarks.readme"
     assert page.count("not yet measured") >= 1
     assert " of its floor, GPU" in page
 
@@ -80,4 +80,4 @@ def test_every_goal_names_a_benchmark_and_one_bound():
 
 def test_a_page_without_the_marks_is_refused(results):
     with pytest.raises(ValueError, match="the page must have"):
-        goals.filled("nothing", results)
+        readme.filled("nothing", results)

@@ -21,8 +21,9 @@ ROOMS = ("blocks", "deploy", "images", "kernels", "models", "nets", "training")
 SOURCES = sorted([*ROOT.glob("*.py"), *(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))])
 TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in SOURCES}
 # What compares trained nets times no part of its own.
+OF_TRAINED_NETS = ("comparison", "dncnn", "restoration", "trained")
 BENCHMARK_TEXT = "\n".join(
-    file.read_text() for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in ("comparison", "trained")
+    file.read_text() for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in OF_TRAINED_NETS
 )
 README = (ROOT / "README.md").read_text()
 PAGES = [file for file in sorted(ROOT.rglob("*.md")) if not {".venv", ".pytest_cache"} & set(file.parts)]

@@ -1,0 +1,42 @@
+"""DnCNN, the convolution net that restoration is measured by: what comparisons train beside ours, and never shipped."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from claritycore.nets import BaseConfig, RestorationNet, RestorationOutput, register_config
+
+
+@dataclass(frozen=True)
+class DnCNNConfig(BaseConfig):
+    """Sizes of DnCNN: those of its colour net."""
+
+    num_feat: int = 64
+    depth: int = 17
+
+    def build(self) -> "DnCNN":
+        return DnCNN(self)
+
+
+class DnCNN(RestorationNet):
+    """Convolutions with batch norm and ReLU that find the residual (arXiv:1608.03981, section III): the yardstick."""
+
+    tile_multiple, tile_safe = 1, True
+
+    def __init__(self, config: DnCNNConfig) -> None:
+        super().__init__(config)
+        self.receptive_radius = config.depth
+        width = config.num_feat
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU()]
+        for _ in range(config.depth - 2):
+            layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        self.body = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1))
+
+    def forward(self, image: Tensor, *, return_aux: bool = False) -> Tensor | RestorationOutput:
+        restored = image - self.body(image).to(image.dtype)
+        return RestorationOutput(restored) if return_aux else restored
+
+
+def register() -> None:
+    """Make its files readable by name; not done at import: who imports a benchmark only looks."""
+    register_config("dncnn")(DnCNNConfig)
