@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from claritycore.training.frequency_losses import FFTLoss, FocalFrequencyLoss, LaplacianLoss
-from claritycore.training.pixel_losses import CharbonnierLoss, L1Loss, L2Loss, SSIMLoss
+from claritycore.training.pixel_losses import CharbonnierLoss, L1Loss, L2Loss, PSNRLoss, SSIMLoss
 
 from .runner import Benchmark, Case, Work, main
 
@@ -42,6 +42,10 @@ def l2(a: Tensor, b: Tensor) -> Tensor:
 
 def charbonnier(a: Tensor, b: Tensor) -> Tensor:
     return torch.mean(torch.sqrt((a - b) ** 2 + 1e-6))
+
+
+def mean_psnr(a: Tensor, b: Tensor) -> Tensor:
+    return torch.mean(10 * torch.log10(torch.mean((a - b) ** 2, dim=(1, 2, 3)) + 1e-5))
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -121,6 +125,7 @@ if __name__ == "__main__":
             compare("l1", l1, L1Loss(), F.l1_loss),
             compare("l2", l2, L2Loss(), F.mse_loss),
             compare("charbonnier", charbonnier, CharbonnierLoss()),
+            compare("psnr", mean_psnr, PSNRLoss()),
             compare("ssim", ssim, SSIMLoss()),
             compare("fft", fft, FFTLoss(), tolerance=SIGNS),
             compare("focal", focal, FocalFrequencyLoss()),

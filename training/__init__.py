@@ -15,7 +15,7 @@ from .interruption import TrainingInterrupted
 from .loop import TrainingStopped, train
 from .losses import LossTerm, WeightedLoss
 from .perceptual import LPIPSLoss, VGGLoss
-from .pixel_losses import CharbonnierLoss, L1Loss, L2Loss, SSIMLoss
+from .pixel_losses import CharbonnierLoss, L1Loss, L2Loss, PSNRLoss, SSIMLoss
 from .presets import Preset, find_preset, preset_names
 from .run_files import read_state
 from .settings import TrainingSettings
@@ -36,6 +36,7 @@ __all__ = [
     "LPIPSLoss",
     "LaplacianLoss",
     "LossTerm",
+    "PSNRLoss",
     "Preset",
     "Recipe",
     "SSIMLoss",

@@ -20,7 +20,7 @@ from .adversarial import AdversarialLoss, Kind
 from .discriminators import UNetDiscriminator
 from .frequency_losses import FFTLoss, FocalFrequencyLoss, LaplacianLoss
 from .perceptual import LPIPSLoss, VGGLoss
-from .pixel_losses import CharbonnierLoss, L1Loss, L2Loss, SSIMLoss
+from .pixel_losses import CharbonnierLoss, L1Loss, L2Loss, PSNRLoss, SSIMLoss
 
 
 def _against_unet(
@@ -34,6 +34,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "l1": L1Loss,
     "l2": L2Loss,
     "charbonnier": CharbonnierLoss,
+    "psnr": PSNRLoss,
     "ssim": SSIMLoss,
     "fft": FFTLoss,
     "hf": partial(FFTLoss, cutoff=0.25),  # high frequencies
@@ -98,7 +99,7 @@ class WeightedLoss(nn.Module):
     Written as text, a sum is made of terms ``weight * name (option=value, ...) @ start : ramp``, of which only the
     name must be there: ``l1 + 0.1*fft(cutoff=0.25) + 0.05*ssim@5000:1000`` adds `SSIMLoss` from step 5000 on, growing
     to its weight for a thousand steps. Options are the arguments of the loss; words, such as the path of a file, go
-    without quotes, and hold no comma or parenthesis. The names: l1, l2, charbonnier, ssim; fft, hf
+    without quotes, and hold no comma or parenthesis. The names: l1, l2, charbonnier, psnr, ssim; fft, hf
     (``fft(cutoff=0.25)``), focal, laplacian, lf (``laplacian(first=2)``); vgg and lpips, with files of weights; gan,
     hinge, lsgan and relativistic, against a `UNetDiscriminator` with ``in_channels=3`` and ``width=64``.
 

@@ -62,6 +62,13 @@ def check_images(restored: Tensor, target: Tensor, loss: nn.Module) -> tuple[Ten
     return restored.to(dtype), target.to(dtype)
 
 
+def checked_eps(eps: float) -> float:
+    """Raise unless this can be told from nothing in float32."""
+    if not (isinstance(eps, int | float) and SMALLEST_EPS <= eps < math.inf):
+        raise ValueError(f"eps must be a number of at least {SMALLEST_EPS}, got {eps!r}")
+    return eps
+
+
 class L1Loss(ImageLoss):
     r"""Mean absolute error: :math:`\mathrm{mean}(|a - b|)`.
 
@@ -122,12 +129,45 @@ class CharbonnierLoss(ImageLoss):
 
     def __init__(self, eps: float = 1e-3) -> None:
         super().__init__()
-        if not (isinstance(eps, int | float) and SMALLEST_EPS <= eps < math.inf):
-            raise ValueError(f"eps must be a number of at least {SMALLEST_EPS}, got {eps!r}")
-        self.eps = eps
+        self.eps = checked_eps(eps)
 
     def compare(self, restored: Tensor, target: Tensor) -> Tensor:
         return ((restored - target).square() + self.eps**2).sqrt().mean()
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
+
+
+class PSNRLoss(ImageLoss):
+    r"""Minus the PSNR in dB, the mean over images: :math:`10 \log_{10}(\mathrm{mean}((a - b)^2) + \epsilon)`.
+
+    Each image counts by its ratio: one that is nearly right already, and that a net should leave alone, teaches as much
+    as one that is far off, whose absolute error drowns it in the other losses.
+
+    Shape:
+        two of ``(B, C, H, W)``, of values up to 1 -> scalar.
+
+    Args:
+        eps: mean square error below which there is little left to gain; by default that of 50 dB, what rounding to
+            8 bits is about to hide.
+
+    Raises:
+        TypeError: if an image is not floating point.
+        ValueError: if ``eps`` is below 1e-12 or not finite, or the images are not ``(B, C, H, W)`` of one shape with
+            at least one pixel.
+
+    Source: HINet (arXiv:2105.06086), section 3.3, and NAFNet after it.
+
+    >>> PSNRLoss()(torch.zeros(1, 3, 4, 5), torch.full((1, 3, 4, 5), 0.1))
+    tensor(-19.9957)
+    """
+
+    def __init__(self, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = checked_eps(eps)
+
+    def compare(self, restored: Tensor, target: Tensor) -> Tensor:
+        return 10 * ((restored - target).square().flatten(1).mean(1) + self.eps).log10().mean()
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"

@@ -13,12 +13,13 @@ from claritycore.training.adversarial import AdversarialLoss
 from claritycore.training.frequency_losses import FFTLoss, FocalFrequencyLoss, LaplacianLoss
 from claritycore.training.losses import LOSSES, LossTerm, WeightedLoss
 from claritycore.training.perceptual import LPIPSLoss, VGGLoss
-from claritycore.training.pixel_losses import CharbonnierLoss, ImageLoss, L1Loss, L2Loss, SSIMLoss
+from claritycore.training.pixel_losses import CharbonnierLoss, ImageLoss, L1Loss, L2Loss, PSNRLoss, SSIMLoss
 
 ANY_SIZE = {
     "l1": L1Loss(),
     "l2": L2Loss(),
     "charbonnier": CharbonnierLoss(),
+    "psnr": PSNRLoss(),
     "fft": FFTLoss(),
     "fft complex": FFTLoss("complex"),
     "hf": FFTLoss(cutoff=0.25),
@@ -27,6 +28,7 @@ ANY_SIZE = {
     "lf": LaplacianLoss(first=2),
 }
 ALL = ANY_SIZE | {"ssim": SSIMLoss()}
+AT_EQUALITY = {"charbonnier": 1e-3, "psnr": -50.0}  # others are zero
 SIZES = [(1, 1), (1, 7), (6, 1), (2, 2), (5, 8), (33, 17)]
 
 
@@ -46,6 +48,8 @@ def pair(*shape, seed=0, dtype=torch.float64, noise=0.1):
         (L2Loss(), lambda d: (d**2).mean()),
         (CharbonnierLoss(), lambda d: np.sqrt(d**2 + 1e-6).mean()),
         (CharbonnierLoss(0.2), lambda d: np.sqrt(d**2 + 0.04).mean()),
+        (PSNRLoss(1e-12), lambda d: np.mean([10 * np.log10((image**2).mean() + 1e-12) for image in d])),
+        (PSNRLoss(), lambda d: np.mean([10 * np.log10((image**2).mean() + 1e-5) for image in d])),
     ],
 )
 @pytest.mark.parametrize("size", SIZES)
@@ -78,9 +82,9 @@ def test_ssim_keeps_its_figures_in_float32_where_images_are_flat_and_nearly_equa
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_loss_is_zero_at_equality_and_symmetric(name):
+def test_a_loss_is_least_at_equality_and_symmetric(name):
     a, b = pair(2, 3, 19, 14, dtype=torch.float32)
-    at_equality = torch.tensor(1e-3 if name == "charbonnier" else 0.0)
+    at_equality = torch.tensor(AT_EQUALITY.get(name, 0.0))
     torch.testing.assert_close(ALL[name](a, a), at_equality, rtol=1e-6, atol=0)
     torch.testing.assert_close(ALL[name](a, b), ALL[name](b, a), rtol=1e-6, atol=0)
     assert ALL[name](a, b) > at_equality
@@ -168,7 +172,8 @@ def test_a_loss_moves_an_image_towards_the_target(name):
         optimizer.zero_grad()
         ALL[name](image, target).backward()
         optimizer.step()
-    assert ALL[name](image, target).item() < 0.6 * before
+    after = ALL[name](image, target).item()
+    assert after < (before + 10 * np.log10(0.6) if name == "psnr" else 0.6 * before)  # the one is a logarithm
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -186,16 +191,28 @@ def test_what_is_no_pair_of_images_is_told(name):
             ALL[name](b, b)
 
 
+@pytest.mark.parametrize("loss", [CharbonnierLoss, PSNRLoss])
 @pytest.mark.parametrize("eps", [0, -1e-3, 1e-13, float("inf"), float("nan"), "small"])
-def test_an_eps_whose_square_vanishes_is_told(eps):
+def test_an_eps_whose_square_vanishes_is_told(loss, eps):
     with pytest.raises(ValueError, match=r"eps must be a number of at least 1e-12, got"):
-        CharbonnierLoss(eps)
+        loss(eps)
 
 
-def test_the_smallest_eps_keeps_the_gradient_finite():
+@pytest.mark.parametrize("loss", [CharbonnierLoss, PSNRLoss])
+def test_the_smallest_eps_keeps_the_gradient_finite(loss):
     image = torch.rand(1, 3, 4, 4).requires_grad_()
-    (gradient,) = torch.autograd.grad(CharbonnierLoss(1e-12)(image, image.detach()), image)
+    (gradient,) = torch.autograd.grad(loss(1e-12)(image, image.detach()), image)
     assert torch.equal(gradient, torch.zeros_like(image))
+
+
+def test_to_the_psnr_each_image_counts_by_its_ratio():
+    target = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    restored = target + torch.tensor([0.1, 0.01])[:, None, None, None] * torch.randn_like(target)
+    by_ratio = restored.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(PSNRLoss(1e-12)(by_ratio, target), by_ratio)
+    # The derivative along the error: one that grows by a hundredth costs the same dB in either image.
+    along = (gradient * (restored - target)).flatten(1).sum(1)
+    torch.testing.assert_close(along, torch.full_like(along, 10 / np.log(10)), rtol=1e-6, atol=0)
 
 
 def test_images_smaller_than_the_window_of_ssim_are_told():
