@@ -21,7 +21,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 benchmark: $(READY)
-	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick $(CSV:%=--csv %) || exit 1; done
 
 # torch first and exactly: whatever comes later finds it there and brings no other build of it. Its CUDA builds bring
 # the triton that fits them; its CPU build brings none, and 3.6.0 runs our kernels in its interpreter.
