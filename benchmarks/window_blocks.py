@@ -2,11 +2,14 @@
 
 Peers: the block of Swin as torchvision's `shifted_window_attention` computes it (roll, cut into windows, mask, attend,
 put back, roll back); HAT's attention with its keys unfolded, as its authors write it; the grid of MaxViT as timm cuts
-it by reshaping; windows cut by reshaping, with pooled tokens joined to the keys of each. All of them at sizes that
-windows divide, for want of others there.
+it by reshaping; windows cut by reshaping, with pooled tokens joined to the keys of each; timm's own attention within
+rolled windows, where timm is installed. All of them at sizes that windows divide, for want of others there.
 
 python -m benchmarks.window_blocks
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -18,7 +21,7 @@ from claritycore.blocks.hybrid_attention import grid_steps
 from claritycore.kernels import overlapping_window_attention, window_attention
 
 from .runner import Benchmark, Case, Work, main
-from .window_attention import shifted
+from .window_attention import map_of, shifted, shifted_mask, windows_of
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 SIZES = [
@@ -80,10 +83,10 @@ def swin_by_reference(block: SwinBlock, x: Tensor) -> Tensor:
 # The peers
 
 
-def swin_by_rolling(block: SwinBlock, x: Tensor) -> Tensor:
+def swin_by_rolling(block: SwinBlock, x: Tensor, attend: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Channels last from end to end, as torchvision's nets are."""
     y = x.permute(0, 2, 3, 1)
-    y = y + _rolled(block.attn, _normed(block.norm1, y))
+    y = y + (attend or partial(_rolled, block.attn))(_normed(block.norm1, y))
     y = y + block.mlp.fc2(F.gelu(block.mlp.fc1(_normed(block.norm2, y))))
     return _like(y.permute(0, 3, 1, 2), x)
 
@@ -91,6 +94,23 @@ def swin_by_rolling(block: SwinBlock, x: Tensor) -> Tensor:
 def _rolled(attention: WindowAttention2d, x: Tensor) -> Tensor:
     bias, heads = attention.position_bias(), attention.num_heads
     return attention.proj(shifted(attention.qkv(x), bias, heads, attention.window_size[0], attention.shift[0]))
+
+
+def swin_by_timm(block: SwinBlock) -> Callable[[Tensor], Tensor]:
+    """The same around timm's attention within windows, which takes our weights, where timm is installed."""
+    from timm.models.swin_transformer import WindowAttention
+
+    own, window, shift = block.attn, block.attn.window_size[0], block.attn.shift[0]
+    theirs = WindowAttention(own.channels, own.num_heads, window_size=window)
+    theirs.qkv, theirs.proj = own.qkv, own.proj
+    theirs.relative_position_bias_table = own.position_bias.relative_position_bias_table
+
+    def attend(x: Tensor) -> Tensor:
+        mask = shifted_mask(*x.shape[1:3], window, shift, x.device).to(x.dtype)
+        y = theirs(windows_of(torch.roll(x, (-shift, -shift), (1, 2)), window), mask)
+        return torch.roll(map_of(y, *x.shape[:3], window), (shift, shift), (1, 2))
+
+    return lambda x: swin_by_rolling(block, x, attend)
 
 
 def overlapping_by_unfolding(attention: OverlappingCrossAttention, x: Tensor) -> Tensor:
@@ -168,7 +188,7 @@ def hybrid(case: Case) -> HybridAttention:
     return HybridAttention(case["channels"], case["heads"], window_size=case["window"], global_size=TOKENS)
 
 
-def benchmark(name: str, build, reference, peer: str, by_peer, work) -> Benchmark:
+def benchmark(name: str, build, reference, peer: str, by_peer, work, **more) -> Benchmark:
     return Benchmark(
         name=name,
         cases=CASES,
@@ -178,6 +198,7 @@ def benchmark(name: str, build, reference, peer: str, by_peer, work) -> Benchmar
             "reference": lambda block: lambda x: reference(block, x),
             "ours": lambda block: block,
             peer: lambda block: lambda x: by_peer(block, x),
+            **more,
         },
         peer=peer,
         backward=True,
@@ -185,7 +206,7 @@ def benchmark(name: str, build, reference, peer: str, by_peer, work) -> Benchmar
     )
 
 
-SWIN = benchmark("swin_block", swin, swin_by_reference, "rolled", swin_by_rolling, work_of(8))
+SWIN = benchmark("swin_block", swin, swin_by_reference, "rolled", swin_by_rolling, work_of(8), timm=swin_by_timm)
 OVERLAPPING = benchmark(
     *("overlapping_cross_attention", overlapping, overlapping_by_reference, "unfolded", overlapping_by_unfolding),
     work_of(4, overlap=0.5),
