@@ -7,14 +7,15 @@ same samples.
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from ..images import read_image, rgb_to_y
 from ..images.reading import image_size
@@ -149,10 +150,13 @@ class TrainingSamples(Dataset[Sample]):
             from which to make one.
         patch_size: side of a crop in clean pixels.
         scale: by how much the degraded image is smaller.
+        shrink: a crop is taken larger and made smaller by a factor drawn between this and 1: more scales, sharper
+            pictures, and less of what JPEG left in them.
         seed: of the run.
 
     Raises:
-        ValueError: if `patch_size` is no multiple of `scale`, or the pairs do not match.
+        ValueError: if `patch_size` is no multiple of `scale`, `shrink` is not in (0, 1], or below 1 with pairs, or the
+            pairs do not match.
 
     >>> import tempfile
     >>> from ..images import Picture, write_image
@@ -163,14 +167,23 @@ class TrainingSamples(Dataset[Sample]):
     """
 
     def __init__(
-        self, clean: ImageFolder, degraded: ImageFolder | None = None, *, patch_size: int, scale: int = 1, seed: int = 0
+        self,
+        clean: ImageFolder,
+        degraded: ImageFolder | None = None,
+        *,
+        patch_size: int,
+        scale: int = 1,
+        shrink: float = 1.0,
+        seed: int = 0,
     ) -> None:
         if patch_size < scale or patch_size % scale:
             raise ValueError(f"patch_size must be a multiple of the scale {scale}, got {patch_size}")
+        if not 0 < shrink <= 1 or (degraded is not None and shrink < 1):
+            raise ValueError(f"shrink must be in (0, 1], and 1 for pairs, got {shrink}")
         if degraded is not None:
             check_pairs(clean, degraded, scale)
         self.clean, self.degraded = clean, degraded
-        self.patch_size, self.scale, self.seed = patch_size, scale, seed
+        self.patch_size, self.scale, self.shrink, self.seed = patch_size, scale, shrink, seed
         self._round, self._order, self._damaged = -1, [], set()
 
     def __len__(self) -> int:
@@ -179,10 +192,13 @@ class TrainingSamples(Dataset[Sample]):
     def __getitem__(self, number: int) -> Sample:
         index, image = self._readable(self._image_of(number))
         draw = random.Random(mixed(self.seed, 1, number))
-        side, scale = self.patch_size // self.scale, self.scale
+        # Of pairs, a whole number of pixels of the small image; larger only where there is no small one.
+        larger = min(round(self.patch_size / draw.uniform(self.shrink, 1)), *image.shape[1:]) if self.shrink < 1 else 0
+        side, scale = (larger, 1) if larger else (self.patch_size // self.scale, self.scale)
         top, left = (draw.randint(0, size // scale - side) for size in image.shape[1:])
         turn = draw.randrange(8)
-        clean = _turned(_cropped(image, scale * top, scale * left, self.patch_size), turn)
+        clean = _turned(_cropped(image, scale * top, scale * left, scale * side), turn)
+        clean = _shrunk(clean, self.patch_size) if larger else clean
         degraded = clean.new_empty(0)
         if self.degraded is not None:
             degraded = _turned(_cropped(self.degraded[index], top, left, side), turn)
@@ -211,51 +227,6 @@ class TrainingSamples(Dataset[Sample]):
             self._order = list(range(count))
             random.Random(mixed(self.seed, 0, self._round)).shuffle(self._order)
         return self._order[number % count]
-
-
-class Batches(Sampler[list[int]]):
-    """The numbers of each micro-batch of one process, from a step on.
-
-    All processes and micro-batches of a step have the same `batch_size` samples between them, however many there are.
-
-    Args:
-        batch_size: samples of a step, over all processes.
-        first_step, last_step: the steps that are to be made, the last not included.
-        rank, processes: which of how many this process is.
-        accumulate: micro-batches of a step.
-
-    Raises:
-        ValueError: if the batch cannot be shared out evenly.
-
-    >>> list(Batches(4, 1, 3, processes=2, rank=1))
-    [[6, 7], [10, 11]]
-    """
-
-    def __init__(
-        self,
-        batch_size: int,
-        first_step: int,
-        last_step: int,
-        *,
-        rank: int = 0,
-        processes: int = 1,
-        accumulate: int = 1,
-    ) -> None:
-        if batch_size < 1 or batch_size % (processes * accumulate):
-            parts = f"{processes} process(es) times {accumulate} micro-batch(es)"
-            raise ValueError(f"batch_size must be a multiple of {parts}, got {batch_size}")
-        self.batch_size, self.first_step, self.last_step = batch_size, first_step, last_step
-        self.rank, self.processes, self.accumulate = rank, processes, accumulate
-
-    def __len__(self) -> int:
-        return (self.last_step - self.first_step) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[int]]:
-        size = self.batch_size // (self.processes * self.accumulate)
-        for step in range(self.first_step, self.last_step):
-            for micro in range(self.accumulate):
-                start = step * self.batch_size + (micro * self.processes + self.rank) * size
-                yield list(range(start, start + size))
 
 
 def check_pairs(clean: ImageFolder, degraded: ImageFolder, scale: int) -> None:
@@ -290,6 +261,12 @@ def check_pairs(clean: ImageFolder, degraded: ImageFolder, scale: int) -> None:
 def _cropped(image: Tensor, top: int, left: int, side: int) -> Tensor:
     crop = image[:, top : top + side, left : left + side]
     return crop / 255 if crop.dtype == torch.uint8 else crop
+
+
+def _shrunk(image: Tensor, side: int) -> Tensor:
+    """As the 8-bit file of that side."""
+    image = F.interpolate(image[None], size=(side, side), mode="bicubic", antialias=True)[0]
+    return image.clamp(0, 1).mul(255).round().div(255)
 
 
 def _turned(image: Tensor, turn: int) -> Tensor:

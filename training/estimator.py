@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 from ..blocks import DegradationEstimate, DegradationEstimator
 from ..blocks.checks import check_positive
 from ..images.reading import image_size
-from .data import Batches, ImageFolder, Sample, TrainingSamples, mixed
+from .batches import Batches
+from .data import ImageFolder, Sample, TrainingSamples, mixed
 from .degradations import Recipe, degrade, find_recipe
 from .interruption import leave_signals_to_the_run
 from .supervision import degradation_targets, estimate_losses

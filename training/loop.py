@@ -13,8 +13,9 @@ from ..deploy import restore_picture
 from ..deploy.progress import ProgressLine
 from ..images import Picture, write_image
 from ..nets import BaseConfig
+from .batches import Batches
 from .critic import Critic
-from .data import Batches, ImageFolder, Sample, mixed
+from .data import ImageFolder, Sample, mixed
 from .degradations import degrade
 from .engine import number_of_workers, start_fabric
 from .interruption import Interruption, TrainingInterrupted, leave_signals_to_the_run

@@ -57,7 +57,8 @@ def images_of(
             raise ValueError(f"degraded must be left out for a net of the scales {listed}: give --recipe")
         if patch_size % math.lcm(*scales):
             raise ValueError(f"patch_size must be a multiple of each of the scales {listed}, got {patch_size}")
-    return TrainingSamples(clean, degraded, patch_size=patch_size, scale=scale, seed=settings.seed), validation
+    options = {"patch_size": patch_size, "scale": scale, "shrink": settings.shrink, "seed": settings.seed}
+    return TrainingSamples(clean, degraded, **options), validation
 
 
 def recipe_of(config: BaseConfig, settings: TrainingSettings, tell: Callable[[str], None]) -> Recipe:

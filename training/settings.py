@@ -33,6 +33,8 @@ class TrainingSettings:
         steps: optimiser steps.
         batch_size: samples of a step, over all processes and micro-batches.
         patch_size: side of a crop in clean pixels; by default 64 times the largest scale of the net.
+        shrink: crops are taken larger and made smaller by a factor drawn between this and 1, as for a net that shall
+            serve pictures sharper than those it learns from; 1 takes them as they are, and must be for pairs.
         lr: learning rate at its highest.
         loss: terms and their weights, as in l1 or l1+0.1*fft.
         optimizer: adam or adamw.
@@ -81,6 +83,7 @@ class TrainingSettings:
     steps: int = 400_000
     batch_size: int = 16
     patch_size: int | None = None
+    shrink: float = 1.0
     lr: float = 2e-4
     loss: str = "l1"
     optimizer: Optimizer = "adam"
@@ -128,6 +131,8 @@ class TrainingSettings:
         for name in ("beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.shrink <= 1 or (self.degraded is not None and self.shrink < 1):
+            raise ValueError(f"shrink must be in (0, 1], and 1 for pairs, got {self.shrink}")
         if not all(0 < share < 1 for share in self.milestones):
             raise ValueError(f"milestones must be shares of the steps, in (0, 1), got {self.milestones}")
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from claritycore.images import Picture, read_image, write_image
-from claritycore.training.data import Batches, ImageFolder, TrainingSamples, mixed
+from claritycore.training.batches import Batches
+from claritycore.training.data import ImageFolder, TrainingSamples, mixed
 from claritycore.training.image_files import LOW_RESOLUTION, holds_word
 
 
@@ -63,6 +64,32 @@ def test_a_sample_is_a_crop_turned(number, seed, tmp_path_factory):
     crops = (whole[:, i : i + 16, j : j + 16] for i, j in itertools.product(range(0, 9, 4), range(0, 16, 4)))
     turned = (t for c in crops for f in (c, c.flip(1), c.flip(2), c.flip(1, 2)) for t in (f, f.transpose(1, 2)))
     assert any(torch.equal(sample.clean, t) for t in turned)
+
+
+def test_a_shrunk_sample_is_a_larger_crop_made_smaller(tmp_path):
+    """Of a ramp along the width: how steep a sample is tells by how much it was shrunk."""
+    ramp = torch.arange(160.0).expand(3, 100, 160) / 255
+    write_image(tmp_path / "x.png", Picture(ramp[None].contiguous()))
+    samples = TrainingSamples(ImageFolder(tmp_path), patch_size=32, scale=2, shrink=0.5)
+    factors = []
+    for number in range(60):
+        clean = samples[number].clean
+        assert clean.shape == (3, 32, 32)
+        torch.testing.assert_close(255 * clean, (255 * clean).round(), rtol=0, atol=1e-4)
+        inner = 255 * clean[0, 8:24, 8:24]
+        steepest = max((inner[:, -1] - inner[:, 0]).abs().max(), (inner[-1] - inner[0]).abs().max()).item() / 15
+        factors.append(1 / steepest)
+    assert 0.48 < min(factors) < 0.56
+    assert 0.94 < max(factors) < 1.04
+    assert 0.65 < sum(factors) / len(factors) < 0.85
+    again = TrainingSamples(ImageFolder(tmp_path), patch_size=32, scale=2, shrink=0.5)
+    assert torch.equal(again[59].clean, clean)
+
+
+def test_an_image_that_is_too_small_to_be_shrunk_so_far_is_shrunk_less(tmp_path):
+    write_image(tmp_path / "x.png", Picture(torch.rand(1, 3, 40, 36)))
+    samples = TrainingSamples(ImageFolder(tmp_path), patch_size=32, shrink=0.1)
+    assert {samples[number].clean.shape for number in range(20)} == {(3, 32, 32)}
 
 
 def test_samples_follow_from_seed_and_number_alone(folder):
@@ -242,6 +269,8 @@ def test_pairs_that_do_not_match(folder, tmp_path):
             lambda images: TrainingSamples(images, patch_size=30, scale=4),
             "patch_size must be a multiple of the scale 4",
         ),
+        (lambda images: TrainingSamples(images, patch_size=32, shrink=0), r"shrink must be in \(0, 1\], .* got 0"),
+        (lambda images: TrainingSamples(images, images, patch_size=32, shrink=0.5), "and 1 for pairs, got 0.5"),
         (lambda images: Batches(5, 0, 1, processes=2), r"batch_size must be a multiple of 2 process\(es\) times 1"),
         (lambda images: Batches(4, 0, 1, accumulate=3), r"batch_size must be a multiple of .* 3 micro-batch\(es\)"),
     ],

@@ -68,6 +68,11 @@ def test_a_run_learns_and_leaves_its_files(make_settings, config, photos):
     assert read_image(folder / "pictures" / "0_40.png").pixels.shape == (1, 3, 48, 3 * 56)
 
 
+def test_the_crops_of_a_run_are_shrunk_as_it_asks(make_settings, config):
+    losses = [log_of(train(config, make_settings(name=str(s), steps=1, shrink=s)))[0]["loss"] for s in (0.5, 1.0)]
+    assert losses[0] != losses[1]
+
+
 def test_a_run_starts_from_weights_as_far_as_they_fit_and_holds_what_is_frozen(make_settings, config):
     first = train(config, make_settings(name="x2", steps=2))
     other = replace(config, scale=4)

@@ -29,6 +29,8 @@ def test_a_file_overrides_what_stood_before(tmp_path):
         ("model = 'spam'", r"there is no net 'spam'; did you mean span\?"),
         ("model = 'span'\nlr = -1.0", r"run.toml: lr must be positive and finite, got -1\.0"),
         ("model = 'span'\nscale = 5", r"run.toml: scale must be one of 1, 2, 3, 4, 8, got 5"),
+        ("model = 'span'\nshrink = 1.5", r"run.toml: shrink must be in \(0, 1\], and 1 for pairs, got 1\.5"),
+        ("model = 'span'\nshrink = 0.5\ndegraded = 'x'", r"run.toml: shrink must be in \(0, 1\], and 1 for pairs"),
         ("scale 4", r"run.toml is no TOML"),
         ("model = 'span'\namp = 'no'", r"amp must be true or false, got 'no'"),
         ("model = 'span'\nlr = '2e-4'", r"lr must be a number, got '2e-4'"),
