@@ -1,4 +1,4 @@
-"""The tables and pictures of README.md that come from CSV files: made from the newest of each.
+"""The tables of README.md that come from CSV files: made from the newest of each.
 
 python -m benchmarks.readme          # writes them into README.md
 python -m benchmarks.readme --check  # exits with 1 if others are there
@@ -13,8 +13,6 @@ from . import goals
 from .runner import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
-
-
 MADE: Mapping[str, Callable[[Path], str]] = {"goals": goals.table}
 
 

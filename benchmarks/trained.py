@@ -137,12 +137,6 @@ def read(path: Path, kind: type[T]) -> list[T]:
         return [kind(**{name: of(line[name]) for name, of in kinds.items()}) for line in csv.DictReader(file)]
 
 
-def date(path: Path) -> str:
-    """When the figures of a CSV were taken."""
-    with path.open(newline="") as file:
-        return next(csv.DictReader(file))["date"]
-
-
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw PSNR against multiply-adds and against time, a point for each net."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -192,13 +192,13 @@ class TrainingSamples(Dataset[Sample]):
     def __getitem__(self, number: int) -> Sample:
         index, image = self._readable(self._image_of(number))
         draw = random.Random(mixed(self.seed, 1, number))
-        # Of pairs, a whole number of pixels of the small image; larger only where there is no small one.
-        larger = min(round(self.patch_size / draw.uniform(self.shrink, 1)), *image.shape[1:]) if self.shrink < 1 else 0
-        side, scale = (larger, 1) if larger else (self.patch_size // self.scale, self.scale)
+        side, scale = self.patch_size // self.scale, self.scale  # in pixels of the small image, for pairs to match
+        if self.shrink < 1:  # there is no small one: any side and any place will do
+            side, scale = min(round(self.patch_size / draw.uniform(self.shrink, 1)), *image.shape[1:]), 1
         top, left = (draw.randint(0, size // scale - side) for size in image.shape[1:])
         turn = draw.randrange(8)
         clean = _turned(_cropped(image, scale * top, scale * left, scale * side), turn)
-        clean = _shrunk(clean, self.patch_size) if larger else clean
+        clean = _shrunk(clean, self.patch_size) if self.shrink < 1 else clean
         degraded = clean.new_empty(0)
         if self.degraded is not None:
             degraded = _turned(_cropped(self.degraded[index], top, left, side), turn)

@@ -156,7 +156,7 @@ class PSNRLoss(ImageLoss):
         ValueError: if ``eps`` is below 1e-12 or not finite, or the images are not ``(B, C, H, W)`` of one shape with
             at least one pixel.
 
-    Source: HINet (arXiv:2105.06086), section 3.3, and NAFNet after it.
+    Source: HINet (arXiv:2105.06086), which trains for the PSNR, and NAFNet after it.
 
     >>> PSNRLoss()(torch.zeros(1, 3, 4, 5), torch.full((1, 3, 4, 5), 0.1))
     tensor(-19.9957)
