@@ -19,7 +19,7 @@ class RestoreOptions:
         scale: what the net's scale must be, or which of several; another is refused.
         tile: largest side of a tile in input pixels; by default pictures whose result has more than 2048 x 2048 pixels
             run in tiles.
-        overlap: input pixels that are read around a tile; by default the net's receptive radius, at most 64. A net that
+        overlap: input pixels that are read around a tile; by default the net's receptive radius, at most 72. A net that
             sees further is exact from its radius on, and slower.
         batch: how many tiles of equal size run at once.
         dtype: what the net computes in; where half precision gives NaN or infinity, float32 takes its place.

@@ -39,7 +39,7 @@ def test_list(capsys):
     printed = capsys.readouterr().out
     assert all(f"  {name} " in printed for name in [*BLOCKS, "rrdbnet", "rrdbnet-lite", "plksr", "span"])
     assert "16.92 M parameters" in printed
-    assert re.search(r"^weights\n  claritycore-x4 +A \w+ for x4, 0\.33 M parameters\.$", printed, re.MULTILINE)
+    assert re.search(r"^weights\n  claritycore-x4 +A \w+ for x4, 0\.94 M parameters\.$", printed, re.MULTILINE)
 
 
 def test_doctor(capsys):

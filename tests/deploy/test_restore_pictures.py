@@ -7,6 +7,7 @@ from torch import nn
 from claritycore.deploy import SelfEnsemble, restore_picture
 from claritycore.deploy.restore import OUTPUT_SIDE, choose_tiles, spread
 from claritycore.images import Picture, imresize
+from claritycore.nets import AutoModel
 
 
 def values(height, width, channels, seed=0):
@@ -107,7 +108,7 @@ def test_tiles_and_the_self_ensemble_go_together(make_net, options):
 
 def test_tiles_are_chosen_by_the_size_of_the_result(make_net):
     net = make_net(scale=4)
-    assert net.receptive_radius < 64
+    assert net.receptive_radius < 72
     small = Picture(torch.zeros(1, 1, 512, 512))
     assert choose_tiles(net, small) == (512, net.receptive_radius)
     large = Picture(torch.zeros(1, 1, 512, 513))
@@ -115,8 +116,9 @@ def test_tiles_are_chosen_by_the_size_of_the_result(make_net):
     assert (tile + 2 * overlap, overlap) == (OUTPUT_SIDE // 4, net.receptive_radius)
     assert choose_tiles(net, large, 100, 7) == (100, 7)
     deep = make_net(scale=8, num_block=6)
-    assert deep.receptive_radius > 64
-    assert choose_tiles(deep, large) == (OUTPUT_SIDE // 8 - 128, 64)
+    assert deep.receptive_radius > 72
+    assert choose_tiles(deep, large) == (OUTPUT_SIDE // 8 - 144, 72)
+    assert choose_tiles(AutoModel.from_pretrained("claritycore-x4"), large)[1] == 65  # all that it sees: exact
     assert choose_tiles(nn.ReLU(), Picture(torch.zeros(1, 1, 2048, 2049))) == (2048 - 64, 32)
 
 
