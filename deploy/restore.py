@@ -15,8 +15,8 @@ Alpha = Literal["bicubic", "model", "drop"]
 # Pixels of the output that a net makes at once, the square of this side, unless another tile is asked for.
 OUTPUT_SIDE = 2048
 SMALLEST_DEFAULT_TILE = 64
-# The most around a tile, unless asked for: a deep net sees hundreds of pixels far, but hardly. The shipped x4 net's radius
-# of 65 is within it.
+# The most around a tile, unless asked for: a deep net sees hundreds of pixels far, but hardly. The shipped x4 net's
+# radius of 65 is within it.
 LARGEST_DEFAULT_OVERLAP = 72
 
 
