@@ -159,7 +159,8 @@ class RSFMoENet(UNet):
     - A prompt is made of what the first map tells of noise and blur, see `DegradationPrompt`.
     - Windows of the high frequencies go to k of a detail, a texture, a deblurring and a denoising expert by prompt,
       local variance and code of the blur kernel; those that a gate holds for easy go to none, at no cost. Prompt and
-      code scale the logits of attention too.
+      code scale the logits of attention too, and scale and shift what large kernels make: without, one net does not
+      tell faint noise from strong.
     - Noise, if at all, is added to high frequencies alone, as far as the router is sure and the prompt says that blur
       is severe; in eval none without a ``noise_seed``.
     - With `early_exit`, blocks of the decoder are passed by, in eval, by images of which a head at the bottleneck is
@@ -189,7 +190,8 @@ class RSFMoENet(UNet):
 
     Source:
         PLKSR (arXiv:2404.11848) for large kernels, MambaIR (arXiv:2402.15648) for scans, Restormer (arXiv:2111.09881)
-        for the gated network, PromptIR (arXiv:2306.13090) for prompts, IKC (arXiv:1904.03377) for codes of kernels,
+        for the gated network, PromptIR (arXiv:2306.13090) for prompts, FiLM (arXiv:1709.07871) for what they modulate,
+        IKC (arXiv:1904.03377) for codes of kernels,
         MoCE-IR (arXiv:2411.18466) for experts in restoration, StyleGAN2 (arXiv:1912.04958) for noise; the combination
         is ours.
 

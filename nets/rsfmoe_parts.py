@@ -1,4 +1,4 @@
-"""The parts of RSFMoENet that are told what the degradation is: prompt, attention, texture experts."""
+"""The parts of RSFMoENet that are told what the degradation is: prompt, large kernels, attention, texture experts."""
 
 from dataclasses import dataclass, replace
 
@@ -11,11 +11,13 @@ from ..blocks import (
     DegradationEstimate,
     DenoiseExpert,
     DetailExpert,
+    FiLM,
     FreqSep,
     KernelPrior,
     MoE2d,
     NoiseField,
     NoiseInjection,
+    PLKBlock,
     PromptGenerator,
     RouteResult,
     SwinBlock,
@@ -162,6 +164,30 @@ class SteeredBlock(Conditioned):
         if self.steer is None:
             return self.block(x)
         return self.block(x, at_least_float32(self.steer(context.conditions())).tanh().exp())
+
+
+class ModulatedBlock(Conditioned):
+    """A block of large kernels whose result prompt and mean code scale and shift, see `FiLM`; afresh they do neither.
+
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
+
+    Args:
+        block: of large kernels.
+        condition_channels: of prompt and mean code; 0 for a block that nothing modulates.
+    """
+
+    def __init__(self, block: PLKBlock, *, condition_channels: int) -> None:
+        super().__init__()
+        self.block = block
+        self.film = FiLM(block.channels, condition_channels) if condition_channels else None
+        self.tile_safe, self.receptive_radius = block.tile_safe, block.receptive_radius
+        self.tile_multiple = block.tile_multiple
+
+    def forward(self, x: Tensor, context: RSFMoEContext) -> Tensor:
+        y = self.block(x)
+        return y if self.film is None else self.film(y, context.conditions())
 
 
 class TextureMixture(Conditioned):

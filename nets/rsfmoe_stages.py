@@ -25,7 +25,7 @@ from ..blocks import (
     WindowAttention2d,
 )
 from .rsfmoe_exit import ExitConfidence
-from .rsfmoe_parts import EXPERTS, DegradationPrompt, FrequencyUnit, SteeredBlock, TextureMixture
+from .rsfmoe_parts import EXPERTS, DegradationPrompt, FrequencyUnit, ModulatedBlock, SteeredBlock, TextureMixture
 from .stage import opened
 
 if TYPE_CHECKING:
@@ -77,8 +77,9 @@ def degradation_prompt(config: "RSFMoEConfig") -> DegradationPrompt:
     )
 
 
-def _large_kernel(config: "RSFMoEConfig", level: int) -> PLKBlock:
-    return PLKBlock(_width(config, level), kernel_size=config.kernel_size, form=config.kernel_form)
+def _large_kernel(config: "RSFMoEConfig", level: int) -> ModulatedBlock:
+    block = PLKBlock(_width(config, level), kernel_size=config.kernel_size, form=config.kernel_form, norm="layer")
+    return ModulatedBlock(block, condition_channels=config.condition_channels)
 
 
 def _mixer(config: "RSFMoEConfig", level: int, place: int) -> list[nn.Module]:

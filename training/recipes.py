@@ -92,23 +92,31 @@ def _register_plain() -> None:
     def alone(name: str, stage: Stage, *, rounded: bool) -> Recipe:
         return Recipe(name, (as_in_test_sets, stage), rounded)
 
-    def joint(name: str, *, present: float) -> Recipe:
-        return Recipe(
-            name,
-            (
-                Blur(probability=present, sigma=(0.0, 1.5), sizes=(13,)),
-                Downsample(),
-                Noise(probability=present, sigma=(0.0, 30 / 255)),
-                Jpeg(probability=present, quality=(40, 95)),
-            ),
-        )
-
     recipes = [
         Recipe("clean", (as_in_test_sets,), rounded=False),
         Recipe("mild", (Downsample(), Noise(sigma=(1 / 255, 1 / 255)), Jpeg(quality=(95, 95)))),
-        joint("joint", present=0.8),
-        # A net that shall leave good photographs alone must see some: here one sample of 16 is clean, in joint of 125.
-        joint("photographs", present=0.6),
+        Recipe(
+            "joint",
+            (
+                Blur(probability=0.8, sigma=(0.0, 1.5), sizes=(13,)),
+                Downsample(),
+                Noise(probability=0.8, sigma=(0.0, 30 / 255)),
+                Jpeg(probability=0.8, quality=(40, 95)),
+            ),
+        ),
+        # A net that shall leave good photographs alone must see some. Of joint's samples one in 125 has no fault, and
+        # faint ones are as rare; here one in 32 has none, and one in 10 nothing but faint grain or a fine JPEG.
+        Recipe(
+            "photographs",
+            (
+                Blur(probability=0.5, sigma=(0.0, 1.5), sizes=(13,)),
+                Downsample(),
+                Noise(probability=0.5, sigma=(0.0, 30 / 255)),
+                Noise(name="grain", probability=0.5, sigma=(0.0, 3 / 255)),
+                Jpeg(probability=0.5, quality=(40, 95)),
+                Jpeg(name="fine", probability=0.5, quality=(85, 100)),
+            ),
+        ),
         Recipe(
             "stress",
             (

@@ -10,7 +10,7 @@ from torch import nn
 from claritycore.blocks import MoE2d
 from claritycore.nets import Aux
 from claritycore.nets.busyness import busyness
-from claritycore.nets.rsfmoe_parts import DegradationPrompt, RSFMoEContext, SteeredBlock
+from claritycore.nets.rsfmoe_parts import DegradationPrompt, ModulatedBlock, RSFMoEContext, SteeredBlock
 from claritycore.training import Recipe, degrade, supervise
 from claritycore.training.stages import Downsample, Noise
 from tests.nets.test_rsfmoe import perturbed
@@ -36,12 +36,13 @@ def routes(net: nn.Module, *arguments, **keywords) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("condition", ["prompt", "code"])
-def test_prompt_and_code_change_routing_and_attention(condition):
+def test_prompt_and_code_change_routing_attention_and_large_kernels(condition):
     net = perturbed(0.3, kernel_prior=True, bypass=0.0)
     image, scales = normal((1, 3, 16, 16)), []
-    steered = [part for part in net.modules() if hasattr(part, "steer")]
+    steered = [part.steer for part in net.modules() if isinstance(part, SteeredBlock)]
+    steered += [part.film.linear for part in net.modules() if isinstance(part, ModulatedBlock)]
     for part in steered:
-        part.steer.register_forward_hook(lambda module, inputs, output: scales.append(output))
+        part.register_forward_hook(lambda module, inputs, output: scales.append(output))
     if condition == "prompt":
         before, after = (routes(net, image, prompt=torch.full((1, 4), value)) for value in (0.0, 1.0))
     else:
@@ -66,6 +67,19 @@ def test_attention_is_steered_within_bounds():
     assert scale.max() > 2
     torch.testing.assert_close(block(x, context), block.block(x, scale))
     assert not torch.allclose(block(x, context), block.block(x), atol=1e-3)
+
+
+def test_large_kernels_are_scaled_and_shifted():
+    net = perturbed(0.3, kernel_prior=True)
+    (block, *_) = (part for part in net.modules() if isinstance(part, ModulatedBlock))
+    x, code, prompt = normal((2, 4, 6, 6)), normal((2, 8, 3, 3), seed=1), normal((2, 4), seed=2)
+    told = torch.cat([prompt, code.mean((2, 3))], dim=1)
+    scale, shift = (told.sigmoid() * told @ block.film.linear.weight.T + block.film.linear.bias).chunk(2, dim=1)
+    expected = block.block(x) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    torch.testing.assert_close(block(x, RSFMoEContext(1, Aux(), prompt, code)), expected)
+    assert (expected - block.block(x)).abs().amax((1, 2, 3)).min() > 0.1
+    plain = ModulatedBlock(block.block, condition_channels=0)
+    assert plain(x, RSFMoEContext(1, Aux())).equal(block.block(x))
 
 
 def test_busyness_is_the_deviation_of_grey_around_a_pixel():
