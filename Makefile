@@ -1,4 +1,4 @@
-# make demo, make test, make lint, make benchmark: each sets up .venv by itself, and is quick the second time.
+# make demo, make test, make nightly, make lint, make benchmark: each sets up .venv by itself, and is quick the second time.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,13 +6,17 @@ READY := .venv/.ready
 BENCHMARKS := $(basename $(notdir $(shell grep -l "raise SystemExit" benchmarks/*.py)))
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test nightly lint benchmark clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Fifty times as many examples of each property, and rows that take hours.
+nightly: lint
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -51,11 +51,15 @@ def list_names(arguments: Sequence[str]) -> None:
     for name, block in BLOCKS.items():
         print(f"  {name:<{width}}{first_line(block)}")
     print("nets")
+    told: dict[BaseConfig, str] = {}  # a net is built once, though two names have its size
     for name in list_models():
-        with torch.device("meta"):
-            net = AutoModel.from_config(AutoConfig.from_name(name))
-        parameters = sum(parameter.numel() for parameter in net.parameters())
-        print(f"  {name:<{width}}{first_line(type(net))} {parameters / 1e6:.2f} M parameters.")
+        config = AutoConfig.from_name(name)
+        if config not in told:
+            with torch.device("meta"):
+                net = AutoModel.from_config(config)
+            parameters = sum(parameter.numel() for parameter in net.parameters())
+            told[config] = f"{first_line(type(net))} {parameters / 1e6:.2f} M parameters."
+        print(f"  {name:<{width}}{told[config]}")
     print("weights")
     for name in shipped_weights():
         net = AutoModel.from_pretrained(name)

@@ -1,7 +1,8 @@
 """Depthwise convolution with small and large kernels in both layouts, against torch's own and its optimum.
 
-The optimum forward is `plain` on a channels-last map; all that a contiguous one adds to it is copies. In half precision
-a call of `plain` may take minutes on a CPU from a width of 15 on: choose others by `--only /torch`.
+The optimum forward is `plain` on a channels-last map; all that a contiguous one adds to it is copies, which
+`depthwise_optimum` spares it: there the plain form is given a map that is channels-last already. In half precision a
+call of `plain` may take minutes on a CPU from a width of 15 on: choose others by `--only /torch`.
 
 python -m benchmarks.depthwise_conv2d
 """
@@ -67,5 +68,23 @@ DEPTHWISE_CONV2D = Benchmark(
     work=work,
 )
 
+
+def inputs_and_twin(case: Case, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    tensors = inputs(case, device, dtype)
+    return {**tensors, "twin": tensors["x"].contiguous(memory_format=torch.channels_last)}
+
+
+OPTIMUM = Benchmark(
+    name="depthwise_optimum",
+    cases=[case for case in CASES if case["memory_format"] is torch.contiguous_format],
+    inputs=inputs_and_twin,
+    providers={
+        "reference": lambda x, weight, bias, twin: plain(twin, weight, bias),
+        "ours": lambda x, weight, bias, twin: depthwise_conv2d(x, weight, bias),
+    },
+    work=work,
+    compared=Tensor.contiguous,
+)
+
 if __name__ == "__main__":
-    raise SystemExit(main(DEPTHWISE_CONV2D))
+    raise SystemExit(main(DEPTHWISE_CONV2D, OPTIMUM))

@@ -1,12 +1,13 @@
 """The goals of speed that `goals.toml` declares, and the ratios that were measured: from the newest CSV of each."""
 
 import csv
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .runner import RESULTS
+from .runner import NOISY_PERCENT, RESULTS
 
 GOALS = Path(__file__).with_suffix(".toml")
 HEAD = "| | goal | measured | spread | `python -m benchmarks.` |\n|---|---|---|---|---|"
@@ -28,7 +29,7 @@ class Goal:
         most: the largest ratio of ours to the other; or
         least: the smallest ratio of the other to ours.
         never: the bound that holds in a noisy run, too.
-        than_case, than_stage: where the other is of another case or stage.
+        than_stage: where the other is of another stage.
         column: what is compared: "median_s" or "peak_bytes".
         command: the file that has the benchmark, where that is not called as it is.
         cuda: whether it is a GPU's.
@@ -43,21 +44,21 @@ class Goal:
     most: float | None = None
     least: float | None = None
     never: float | None = None
-    than_case: str = ""
     than_stage: str = ""
     column: str = "median_s"
     command: str = ""
     cuda: bool = False
 
-    def ratio(self, results: Path = RESULTS) -> tuple[float, Line] | None:
-        """The newest ratio and the line of ours, or None where there is none."""
+    def ratio(self, results: Path = RESULTS) -> tuple[float, float] | None:
+        """The newest ratio and its spread in percent, that of both medians together, or None where there is none."""
         provider, column = (self.ours, "floor_s") if self.than == "floor" else (self.than, self.column)
         for lines in _runs(results, self.benchmark, cuda=self.cuda):
             ours = _line(lines, self.case, self.stage, self.ours)
-            other = _line(lines, self.than_case or self.case, self.than_stage or self.stage, provider)
+            other = _line(lines, self.case, self.than_stage or self.stage, provider)
             if ours and other:
                 mine, theirs = float(ours[self.column]), float(other[column])
-                return (theirs / mine if self.most is None else mine / theirs), ours
+                spreads = [float(ours["iqr_percent"]), float(other["iqr_percent"]) if self.than != "floor" else 0.0]
+                return (theirs / mine if self.most is None else mine / theirs), math.hypot(*spreads)
         return None
 
     def verdict(self, ratio: float) -> str:
@@ -78,9 +79,10 @@ class Goal:
         found = self.ratio(results)
         if found is None:
             return f"| {what} | {asked} | not yet measured | | {command} |"
-        ratio, line = found
-        spread = f"{float(line['iqr_percent']):.0f} %" if self.column == "median_s" else ""
-        return f"| {what} | {asked} | {ratio:.2f}x: {self.verdict(ratio)} | {spread} | {command} |"
+        ratio, spread = found
+        told = "" if self.column == "peak_bytes" else f"{spread:.0f} %"
+        noisy = ", noisy" if told and spread > NOISY_PERCENT else ""
+        return f"| {what} | {asked} | {ratio:.2f}x: {self.verdict(ratio)}{noisy} | {told} | {command} |"
 
 
 def goals() -> list[Goal]:

@@ -106,7 +106,7 @@ class ConvGate(nn.Module):
         for parameter in self.conv.parameters():
             parameter.zero_()
         centre = self.conv.weight[: self.channels, :, self.receptive_radius, self.receptive_radius]
-        centre.copy_(2 * torch.eye(self.channels))
+        centre.fill_diagonal_(2)
 
 
 class NAFBlock(nn.Module):

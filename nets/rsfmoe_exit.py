@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..blocks.moe_dispatch import computes_all
 from ..blocks.precision import at_least_float32
+from ..blocks.tiling import tiling_of
 from ..kernels.memory_format import in_format_of
 from .rsfmoe_parts import RSFMoEContext
 from .stage import Conditioned, Stage
@@ -69,8 +70,7 @@ class Skippable(Conditioned):
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.stage = Stage(*blocks)
-        self.tile_safe, self.receptive_radius = self.stage.tile_safe, self.stage.receptive_radius
-        self.tile_multiple = self.stage.tile_multiple
+        self.tile_safe, self.receptive_radius, self.tile_multiple = tiling_of(self.stage)
 
     def forward(self, x: Tensor, context: RSFMoEContext) -> Tensor:
         if context.plain:

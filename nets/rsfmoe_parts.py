@@ -26,6 +26,7 @@ from ..blocks import (
 )
 from ..blocks.padding import cropped
 from ..blocks.precision import at_least_float32
+from ..blocks.tiling import tiling_of
 from .busyness import AROUND, GREY_LEVELS, start_gate
 from .stage import Conditioned, Context
 
@@ -157,8 +158,7 @@ class SteeredBlock(Conditioned):
         self.steer = nn.Linear(condition_channels, num_heads, bias=False) if condition_channels else None
         if self.steer is not None:
             nn.init.zeros_(self.steer.weight)
-        self.tile_safe, self.receptive_radius = block.tile_safe, block.receptive_radius
-        self.tile_multiple = block.tile_multiple
+        self.tile_safe, self.receptive_radius, self.tile_multiple = tiling_of(block)
 
     def forward(self, x: Tensor, context: RSFMoEContext) -> Tensor:
         if self.steer is None:
@@ -182,8 +182,7 @@ class ModulatedBlock(Conditioned):
         super().__init__()
         self.block = block
         self.film = FiLM(block.channels, condition_channels) if condition_channels else None
-        self.tile_safe, self.receptive_radius = block.tile_safe, block.receptive_radius
-        self.tile_multiple = block.tile_multiple
+        self.tile_safe, self.receptive_radius, self.tile_multiple = tiling_of(block)
 
     def forward(self, x: Tensor, context: RSFMoEContext) -> Tensor:
         y = self.block(x)
@@ -276,8 +275,7 @@ class FrequencyUnit(Conditioned):
     def __init__(self, separation: FreqSep) -> None:
         super().__init__()
         self.separation = separation
-        self.tile_safe, self.receptive_radius = separation.tile_safe, separation.receptive_radius
-        self.tile_multiple = separation.tile_multiple
+        self.tile_safe, self.receptive_radius, self.tile_multiple = tiling_of(separation)
 
     def forward(self, x: Tensor, context: RSFMoEContext) -> Tensor:
         return self.separation(x, texture_condition=context)

@@ -63,6 +63,25 @@ def test_it_judges_the_newest_run(results, fields, ratio, verdict):
     assert verdict in goal.row(results)
 
 
+def test_a_ratio_has_the_spread_of_both_medians(tmp_path):
+    write_csv(
+        [row("reference", 6.0, iqr_percent=12.0), row("ours", 2.0, iqr_percent=5.0)],
+        STAMP,
+        {},
+        tmp_path / "squares-float32-a.csv",
+    )
+    goal = Goal(**GOAL, than="reference", least=3.0)
+    assert goal.ratio(tmp_path) == pytest.approx((3.0, 13.0))
+    assert "3.00x: met | 13 % |" in goal.row(tmp_path)
+    write_csv(
+        [row("reference", 6.0, iqr_percent=16.0), row("ours", 2.0, iqr_percent=12.0)],
+        STAMP,
+        {},
+        tmp_path / "squares-float32-a.csv",
+    )
+    assert "3.00x: met, noisy | 20 % |" in goal.row(tmp_path)
+
+
 @pytest.mark.parametrize("fields", [{"case": "size=5"}, {"ours": "triton"}, {"than": "peer"}, {"cuda": True}])
 def test_what_no_run_has_is_said_to_be_unmeasured(results, fields):
     goal = Goal(**{**GOAL, "than": "reference", "least": 2.0, **fields})

@@ -14,7 +14,6 @@ from ..nets.checkpoints import check_weights, read_checkpoint
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 SIDE = 299
 CLASSES = 1008  # of the published weights; torchvision's own have 1000
-FEATURES = 2048
 
 # A layer is "NAME WIDTH KERNEL": "3x3" is padded to keep the size, "3x3v" is not, "3x3/2" neither, at stride 2; or it
 # is one of the poolings. A branch is a chain of layers; a tuple in it is layers side by side.

@@ -159,7 +159,7 @@ class _Run:
         self.model.optimizer.zero_grad()
         self.critic.begin(step)
         scale = scale_of_step(self.config, self.settings, step)
-        values: dict[str, float] = {}
+        values: dict[str, Tensor] = {}
         for micro in range(micro_batches):
             clean, degraded, report = self._pair(_next(batches), scale)
             with self.fabric.no_backward_sync(self.model.net, enabled=micro < micro_batches - 1):
@@ -172,11 +172,12 @@ class _Run:
                 self.fabric.backward(total / micro_batches)
             judged = self.critic.look(output.image.detach(), clean, step)
             for name, value in {"loss": total, **parts, **output.aux.losses, **judged}.items():
-                values[name] = values.get(name, 0.0) + value.item() / micro_batches
+                values[name] = values.get(name, 0.0) + value.detach().float() / micro_batches
         self._clip(step, clean, degraded)
         self.model.step(step)
         self.critic.step()
-        return values
+        # A device is waited for once, not for each value.
+        return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
     def validate(self, step: int, journal: Journal) -> None:
         """Restore the validation images, write the figures down, and keep the best weights."""

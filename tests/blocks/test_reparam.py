@@ -294,11 +294,13 @@ def test_a_model_comes_back_into_its_training_form_in_place_or_as_a_copy(model):
     deployed = reparameterize_model(model.eval())
     y = deployed(x)
     trained = to_training_form(deployed)
-    assert trained.state_dict().keys() == model.state_dict().keys()
     assert all(block.deployed for block in rep_blocks(deployed))
-    torch.testing.assert_close(trained(x), y, rtol=0, atol=5e-6 * y.abs().max().item())
     assert to_training_form(deployed, inplace=True) is deployed
-    torch.testing.assert_close(deployed.state_dict(), trained.state_dict(), rtol=0, atol=float("inf"))
+    for back in (trained, deployed):
+        assert {name: value.shape for name, value in back.state_dict().items()} == {
+            name: value.shape for name, value in model.state_dict().items()
+        }
+        torch.testing.assert_close(back(x), y, rtol=0, atol=5e-6 * y.abs().max().item())
     assert not any(block.deployed for block in rep_blocks(deployed))
 
 

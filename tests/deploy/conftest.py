@@ -72,6 +72,8 @@ def make_picture(tmp_path):
 
 @pytest.fixture
 def run(checkpoint, capsys):
+    """Run `claritycore restore` with the net that enlarges by 2; return status, stdout and the lines of stderr."""
+
     def go(*arguments, model=checkpoint):
         status = main(["restore", "--model", str(model), "--device", "cpu", *map(str, arguments)])
         captured = capsys.readouterr()

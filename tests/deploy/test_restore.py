@@ -21,29 +21,8 @@ from claritycore.deploy.progress import ProgressLine, one_line
 from claritycore.deploy.restore_files import find_device
 from claritycore.images import imresize, read_image
 from claritycore.nets import RRDBNet, convert_state
+from tests.deploy.test_restore_pictures import through
 from tests.small_nets import made, small_harmonic
-
-
-@pytest.fixture
-def run(checkpoint, capsys):
-    """Run `claritycore restore` with the net that enlarges by 2; return status, stdout and the lines of stderr."""
-
-    def go(*arguments, model=checkpoint):
-        status = main(["restore", "--model", str(model), "--device", "cpu", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err.splitlines()
-
-    return go
-
-
-def values(height, width, channels, seed=0):
-    return torch.rand(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def through(net, image):
-    with torch.no_grad():
-        return net(image).clamp(0, 1)
-
 
 # Files: what comes out
 
