@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from . import __version__, blocks, cli_files, cli_training
 from .blocks import reparameterize_model
+from .blocks.reparam import count_parameters
 from .deploy import diagnose, summarize
 from .deploy.export_facts import inspect_export
 from .deploy.progress import one_line
@@ -57,14 +58,14 @@ def list_names(arguments: Sequence[str]) -> None:
         if config not in told:
             with torch.device("meta"):
                 net = AutoModel.from_config(config)
-            parameters = sum(parameter.numel() for parameter in net.parameters())
+            parameters = count_parameters(net)
             told[config] = f"{first_line(type(net))} {parameters / 1e6:.2f} M parameters."
         print(f"  {name:<{width}}{told[config]}")
     print("weights")
     for name in shipped_weights():
         net = AutoModel.from_pretrained(name)
         scale = stated(net, "scale", 1)
-        parameters = sum(parameter.numel() for parameter in net.parameters())
+        parameters = count_parameters(net)
         print(f"  {name:<{width}}A {type(net).__name__} for x{scale}, {parameters / 1e6:.2f} M parameters.")
 
 

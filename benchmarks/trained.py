@@ -1,6 +1,7 @@
 """Nets trained alike and measured on the same pictures: the rows of a comparison, as a table, a CSV and a plot."""
 
 import csv
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from claritycore.blocks import reparameterize_model
+from claritycore.blocks.reparam import count_parameters
 from claritycore.deploy import flop_formulas
 from claritycore.nets import AutoModel, BaseConfig
 from claritycore.training import ImageFolder, TrainingSettings, degrade, evaluate, read_state, train
@@ -21,6 +23,7 @@ from .report import file_stem
 
 # Every net is clocked on a degraded crop of this side, and its multiply-adds are those of this crop: routers decide.
 SIDE = 256
+FIGURES = ("psnr", "ssim", "lf_psnr", "hf_psnr", "input_psnr")
 
 
 T = TypeVar("T")
@@ -38,7 +41,7 @@ class Row:
         seconds: median time of that in float32.
         spread: inter-quartile range of the times, in percent of the median.
         recipe: by which the pictures were degraded.
-        images: how many they were.
+        images: how many they were, but for those that drew no fault.
         psnr, ssim, lf_psnr, hf_psnr: as `claritycore evaluate` tells them.
         input_psnr: of the degraded pictures.
         steps, batch_size, patch_size, lr, seed: of the training.
@@ -89,17 +92,19 @@ def measured(
         calls = {name: lambda net=net: net(crop) for name, net in deployed.items()}
         times = time_in_turns(calls, torch.device("cpu"), repeats=7, seconds=20 * len(nets))
         for name, net in deployed.items():
-            figures = evaluate(net, images, recipes=[recipe]).means()[recipe]
+            every = [row.figures for row in evaluate(net, images, recipes=[recipe]).rows]
+            # Of a picture that drew no fault, a net that does nothing has an infinite PSNR: it would hide all others.
+            figures = [row for row in every if math.isfinite(row["input_psnr"])]
             yield Row(
                 table=table,
                 net=name,
-                parameters=sum(parameter.numel() for parameter in nets[name].parameters()),
+                parameters=count_parameters(nets[name]),
                 macs=macs[name],
                 seconds=statistics.median(times[name]),
                 spread=iqr_percent(times[name]),
                 recipe=recipe,
-                images=len(images),
-                **{key: figures[key] for key in ("psnr", "ssim", "lf_psnr", "hf_psnr", "input_psnr")},
+                images=len(figures),
+                **{key: statistics.fmean(row[key] for row in figures) for key in FIGURES},
                 steps=settings.steps,
                 batch_size=settings.batch_size,
                 patch_size=settings.patch_size or 0,
@@ -135,6 +140,21 @@ def read(path: Path, kind: type[T]) -> list[T]:
     kinds = get_type_hints(kind)
     with path.open(newline="") as file:
         return [kind(**{name: of(line[name]) for name, of in kinds.items()}) for line in csv.DictReader(file)]
+
+
+def newest(name: str, folder: Path) -> Path:
+    """The file that `write` made last under a name.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    dates = {}
+    for path in folder.glob(f"{name}-float32-*.csv"):
+        with path.open(newline="") as file:
+            dates[path] = next(csv.DictReader(file))["date"]
+    if not dates:
+        raise FileNotFoundError(f"{folder} has no {name}-float32-*.csv")
+    return max(dates, key=lambda path: dates[path])
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

@@ -1,22 +1,18 @@
 """Argument checks that every block shares, so that their messages read alike."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
 
 def check_positive(**values: int) -> None:
     """Raise ValueError for the first value that is no integer of at least 1, naming it."""
-    for name, value in values.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    _check_integers(1, values)
 
 
 def check_not_negative(**values: int) -> None:
     """Raise ValueError for the first value that is no integer of at least 0, naming it."""
-    for name, value in values.items():
-        if type(value) is not int or value < 0:
-            raise ValueError(f"{name} must be an integer of at least 0, got {value!r}")
+    _check_integers(0, values)
 
 
 def check_odd(**values: int) -> None:
@@ -53,3 +49,9 @@ def check_feature_map(x: Tensor, channels: int | None, block: nn.Module) -> None
     if x.ndim != 4 or x.shape[1] != (x.shape[1] if channels is None else channels) or 0 in x.shape[2:]:
         wanted = "any C" if channels is None else f"C = {channels} channels"
         raise ValueError(f"{name} takes (B, C, H, W) with {wanted} and H, W >= 1, got shape {tuple(x.shape)}")
+
+
+def _check_integers(least: int, values: Mapping[str, int]) -> None:
+    for name, value in values.items():
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

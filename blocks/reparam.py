@@ -232,14 +232,14 @@ def verify_reparameterization(model: nn.Module, x: Tensor) -> Reparameterization
     if not names:
         raise ValueError(f"{type(model).__name__} has no block in its training form: there is nothing to compare")
     deployed = reparameterize_model(trained)
-    parameters = _parameters(trained), _parameters(deployed)
+    parameters = count_parameters(trained), count_parameters(deployed)
     macs = _macs(trained, (x,)), _macs(deployed, (x,))
     found: list[FusedBlock] = []
 
     def compare(name: str, before: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         after = deployed.get_submodule(name)
         errors = _errors(after(*inputs), output)
-        counts = _parameters(before), _parameters(after)
+        counts = count_parameters(before), count_parameters(after)
         macs = _macs(before, inputs), _macs(after, inputs)
         found.append(FusedBlock(name or "(root)", type(before).__name__, *errors, counts, macs))
 
@@ -271,7 +271,12 @@ def _errors(actual: Any, expected: Any) -> tuple[float, float]:
     return error, error / largest if largest else error
 
 
-def _parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
+    """How many numbers a module learns.
+
+    >>> count_parameters(nn.Linear(3, 2))
+    8
+    """
     return sum(parameter.numel() for parameter in module.parameters())
 
 

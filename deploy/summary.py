@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..blocks.reparam import count_parameters
 from .flops import flop_formulas
 
 # Operations that move or make data and compute nothing.
@@ -120,14 +121,14 @@ def summarize(module: nn.Module, input_shape: Sequence[int], *further: Sequence[
     by_module = counter.get_flop_counts()
     kind = type(module).__name__
     parts = tuple(
-        Part(name, type(child).__name__, _parameters(child), _flops(by_module, f"{kind}.{name}", child) // 2)
+        Part(name, type(child).__name__, count_parameters(child), _flops(by_module, f"{kind}.{name}", child) // 2)
         for name, child in module.named_children()
     )
     return Summary(
         name=kind,
         input_shape=tuple(input_shape),
         output_shape=tuple(output.shape),
-        parameters=_parameters(module),
+        parameters=count_parameters(module),
         macs=counter.get_total_flops() // 2,
         activations=census.activations,
         receptive_radius=getattr(module, "receptive_radius", None),
@@ -167,7 +168,3 @@ def _flops(by_module: Mapping[str, Mapping[Any, int]], name: str, module: nn.Mod
 
 def _on_meta(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).to("meta").eval()
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
+from claritycore.blocks.reparam import count_parameters
 from claritycore.nets import AutoConfig, AutoModel, Stage, UNet
 
 FOLDER = Path(__file__).parent / "nets"
@@ -129,7 +130,7 @@ def draw(name: str) -> None:
     """Write the figure of one net."""
     with torch.device("meta"):
         net = AutoModel.from_config(AutoConfig.from_name(name))
-    parameters = sum(p.numel() for p in net.parameters()) / 1e6
+    parameters = count_parameters(net) / 1e6
     figure = Figure(figsize=(9, 4), dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 0.93))

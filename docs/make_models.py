@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 
 from claritycore.blocks import reparameterize_model
+from claritycore.blocks.reparam import count_parameters
 from claritycore.deploy import summarize
 from claritycore.deploy.summary import REPORTED_SIZE
 from claritycore.nets import AutoConfig, AutoModel, BaseConfig, RestorationNet, list_models
@@ -140,11 +141,7 @@ def _build(config: BaseConfig) -> RestorationNet:
 def _counts(config: BaseConfig) -> tuple[int, int]:
     """The parameters of a net in training, and deployed."""
     net = _build(config).eval()
-    return _parameters(net), _parameters(reparameterize_model(net, inplace=True))
-
-
-def _parameters(net: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
+    return count_parameters(net), count_parameters(reparameterize_model(net, inplace=True))
 
 
 def _counted(name: str, scale: int) -> str:

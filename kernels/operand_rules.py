@@ -30,6 +30,11 @@ def check_device(name: str, value: Tensor, first: str, other: Tensor) -> None:
         raise ValueError(f"{name} must be on the device of {first}, {other.device}, got {value.device}")
 
 
+def those_wanted(operands: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor]:
+    """The operands whose gradients are asked for."""
+    return [v for v, needed in zip(operands, wanted, strict=True) if needed and v is not None]
+
+
 def narrow(
     operands: Mapping[str, Tensor | None], varying: Sequence[str], dtype: torch.dtype, constant_axes: int = 2
 ) -> list[Tensor | None]:

@@ -65,29 +65,12 @@ def preset_names() -> list[str]:
     return list(registered_presets())
 
 
-def _rrdbnet(scale: int) -> Preset:
-    largest = scale == 8
+def _rrdbnet(name: str, scale: int, steps: int, batch_size: int) -> Preset:
     return Preset(
-        AutoConfig.from_name("rrdbnet", scale=scale),
+        AutoConfig.from_name(name, scale=scale),
         TrainingSettings(
-            steps=500_000 if largest else 400_000,
-            batch_size=8 if largest else 16,
-            patch_size=INPUT_PATCH * scale,
-            lr=2e-4,
-            loss="l1",
-            amp=True,
-            ema=False,
-        ),
-    )
-
-
-def _rrdbnet_lite(scale: int) -> Preset:
-    largest = scale == 8
-    return Preset(
-        AutoConfig.from_name("rrdbnet-lite", scale=scale),
-        TrainingSettings(
-            steps=250_000 if largest else 200_000,
-            batch_size=16 if largest else 32,
+            steps=steps * 5 // 4 if scale == 8 else steps,
+            batch_size=batch_size // 2 if scale == 8 else batch_size,
             patch_size=INPUT_PATCH * scale,
             lr=2e-4,
             loss="l1",
@@ -170,8 +153,8 @@ def _photographs(name: str, scale: int) -> Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    **{f"rrdbnetx{scale}": _rrdbnet(scale) for scale in (2, 3, 4, 8)},
-    **{f"rrdbnet-litex{scale}": _rrdbnet_lite(scale) for scale in (2, 3, 4, 8)},
+    **{f"rrdbnetx{scale}": _rrdbnet("rrdbnet", scale, 400_000, 16) for scale in (2, 3, 4, 8)},
+    **{f"rrdbnet-litex{scale}": _rrdbnet("rrdbnet-lite", scale, 200_000, 32) for scale in (2, 3, 4, 8)},
     **{f"plksrx{scale}": _plksr("plksr", scale) for scale in (2, 3, 4)},
     **{f"plksr-tinyx{scale}": _plksr("plksr-tiny", scale) for scale in (2, 3, 4)},
     "realplksrx4": _realplksr(4),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..activations import Activation
 from ..dispatch import Backend, Kernel
-from ..operand_rules import fold, refuse_second_derivative, register_autocast, under_autocast, unfold
+from ..operand_rules import fold, refuse_second_derivative, register_autocast, those_wanted, under_autocast, unfold
 from .operands import SIGN_SUFFICES, Operands, check_operands
 from .reference import depthwise_conv2d_reference
 
@@ -120,17 +120,13 @@ def _convolution_backward(
     """Return those gradients of x, weight and bias that are wanted; `y` is there where its sign suffices."""
     operands = Operands(x, weight, bias)
     if x.numel() == 0:
-        return [torch.zeros_like(v) for v in _wanted(operands, wanted)]
+        return [torch.zeros_like(v) for v in those_wanted(operands, wanted)]
     with torch.autocast(x.device.type, enabled=False):  # backward may run under it where forward did
         gradients = KERNEL.form(form).backward(operands, y, grad_y, activation, wanted)
     return [gradient for gradient in gradients if gradient is not None]
 
 
 OPERANDS = len(Operands._fields)
-
-
-def _wanted(operands: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor]:
-    return [v for v, needed in zip(operands, wanted, strict=True) if needed and v is not None]
 
 
 @_convolution.register_fake
@@ -140,7 +136,7 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 @_convolution_backward.register_fake
 def _(*inputs: Any) -> list[Tensor]:
-    return [torch.empty_like(v) for v in _wanted(inputs[:OPERANDS], inputs[-2])]
+    return [torch.empty_like(v) for v in those_wanted(inputs[:OPERANDS], inputs[-2])]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, Kernel
-from ..operand_rules import fold, register_autocast, unfold
+from ..operand_rules import fold, register_autocast, those_wanted, unfold
 from .fallback import gradients_of, slope_of
 from .operands import GAINS, Activation, Operands, check_epilogue
 from .reference import noise_bias_act_reference
@@ -127,16 +127,12 @@ def _epilogue_backward(
     """Return those gradients of the operands that are wanted."""
     operands = Operands(x, bias, noise, strength, demodulation)
     if x.numel() == 0:
-        return [torch.zeros_like(v) for v in _wanted(operands, wanted)]
+        return [torch.zeros_like(v) for v in those_wanted(operands, wanted)]
     return operands.like(KERNEL.form(form).backward(operands, grad, activation, gain, clamp, wanted))
 
 
-def _wanted(operands: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor]:
-    return [v for v, needed in zip(operands, wanted, strict=True) if needed and v is not None]
-
-
 _epilogue.register_fake(lambda x, *_: torch.empty_like(x))
-_epilogue_backward.register_fake(lambda *i: [torch.empty_like(v) for v in _wanted(i[:OPERANDS], i[-2])])
+_epilogue_backward.register_fake(lambda *i: [torch.empty_like(v) for v in those_wanted(i[:OPERANDS], i[-2])])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

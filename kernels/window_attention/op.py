@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, Kernel
-from ..operand_rules import fold, refuse_second_derivative, register_autocast, under_autocast, unfold
+from ..operand_rules import fold, refuse_second_derivative, register_autocast, those_wanted, under_autocast, unfold
 from .operands import Layout, Operands, check_operands
 from .operands_heads import fold_heads, folded, parts_of, unfold_heads, with_heads_of_all
 from .reference import attend
@@ -210,7 +210,7 @@ def _attention_backward(
     """Return those gradients that are wanted, of the operands in their order."""
     x = Operands(qkv, kv, bias_table, logit_scale, tokens)
     if qkv.numel() == 0:
-        return [torch.zeros_like(v) for v in _wanted(x, wanted)]
+        return [torch.zeros_like(v) for v in those_wanted(x, wanted)]
     layout = Layout(window, key_window, shift, dilation, num_heads, scale, cosine, zero_border)
     with torch.autocast(qkv.device.type, enabled=False):  # backward may run under it where forward did
         gradients = KERNEL.form(form).backward(x, layout, y, log_sum, grad_y, wanted)
@@ -218,10 +218,6 @@ def _attention_backward(
 
 
 OPERANDS, LAYOUT = len(Operands._fields), len(Layout._fields)
-
-
-def _wanted(operands: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor]:
-    return [v for v, needed in zip(operands, wanted, strict=True) if needed and v is not None]
 
 
 def _empty_results(x: Operands, layout: Layout, form: str) -> tuple[Tensor, Tensor]:
@@ -238,7 +234,7 @@ def _(*inputs: Any) -> tuple[Tensor, Tensor]:
 
 @_attention_backward.register_fake
 def _(*inputs: Any) -> list[Tensor]:
-    return [torch.empty_like(v) for v in _wanted(inputs[:OPERANDS], inputs[-2])]
+    return [torch.empty_like(v) for v in those_wanted(inputs[:OPERANDS], inputs[-2])]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
