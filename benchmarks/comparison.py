@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("tables", nargs="+", choices=TABLES, metavar="TABLE", help=f"of {', '.join(TABLES)}")
     parser.add_argument("--data", type=Path, help="folder of clean images to train on")
     parser.add_argument("--validation", type=Path, help="folder of clean images to measure on")
-    parser.add_argument("--recipe", default="joint")
+    parser.add_argument("--recipe", default="noise25")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs") / "comparison")
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             patch_size=64,
             batch_size=8,
             loss="charbonnier",
-            lr=1e-3,
+            lr=2e-3,
             schedule="cosine",
             warmup=options.steps // 20,
             ema=True,

@@ -142,21 +142,6 @@ def read(path: Path, kind: type[T]) -> list[T]:
         return [kind(**{name: of(line[name]) for name, of in kinds.items()}) for line in csv.DictReader(file)]
 
 
-def newest(name: str, folder: Path) -> Path:
-    """The file that `write` made last under a name.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    dates = {}
-    for path in folder.glob(f"{name}-float32-*.csv"):
-        with path.open(newline="") as file:
-            dates[path] = next(csv.DictReader(file))["date"]
-    if not dates:
-        raise FileNotFoundError(f"{folder} has no {name}-float32-*.csv")
-    return max(dates, key=lambda path: dates[path])
-
-
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw PSNR against multiply-adds and against time, a point for each net."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

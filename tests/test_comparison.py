@@ -49,7 +49,7 @@ def test_its_rows_say_what_each_net_costs_and_makes(compared):
     assert dncnn.macs == 9 * (3 * 4 + 4 * 4 + 4 * 3) * 256**2
     assert dncnn.parameters == 9 * (3 * 4 + 4 * 4 + 4 * 3) + 4 + 2 * 4 + 3
     for row in (small, dncnn):
-        assert (row.steps, row.batch_size, row.images, row.recipe) == (2, 8, 4, "joint")
+        assert (row.steps, row.batch_size, row.images, row.recipe) == (2, 8, 4, "noise25")
         assert row.seconds > 0
         # The mean square error is about that of low frequencies and that of high ones.
         assert max(row.lf_psnr, row.hf_psnr) > row.psnr > 5
