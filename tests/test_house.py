@@ -20,10 +20,10 @@ ROOT = Path(claritycore.__file__).parent
 ROOMS = ("blocks", "deploy", "images", "kernels", "models", "nets", "training")
 SOURCES = sorted([*ROOT.glob("*.py"), *(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))])
 TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in SOURCES}
-# What compares trained nets times no part of its own.
-OF_TRAINED_NETS = ("comparison", "dncnn", "restoration", "trained")
+# What compares trained nets, or writes down what others measured, times no part of its own.
+TIMES_NOTHING = ("comparison", "dncnn", "readme", "restoration", "trained")
 BENCHMARK_TEXT = "\n".join(
-    file.read_text() for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in OF_TRAINED_NETS
+    file.read_text() for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in TIMES_NOTHING
 )
 README = (ROOT / "README.md").read_text()
 PAGES = [file for file in sorted(ROOT.rglob("*.md")) if not {".venv", ".pytest_cache"} & set(file.parts)]
