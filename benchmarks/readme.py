@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from claritycore.blocks.reparam import count_parameters
 from claritycore.nets import AutoModel
 
 from . import goals
@@ -30,7 +31,7 @@ def means(name: str, folder: str, results: Path = RESULTS) -> dict[str, float]:
 def shipped(results: Path) -> str:
     """PSNR of the net that enlarges, beside bicubic."""
     found = [means(ENLARGES, folder, results) for folder in SETS]
-    parameters = sum(parameter.numel() for parameter in AutoModel.from_pretrained(ENLARGES).parameters())
+    parameters = count_parameters(AutoModel.from_pretrained(ENLARGES))
     net, bicubic = (" | ".join(f"{mean[key]:.2f}" for mean in found) for key in ("psnr", "input_psnr"))
     lines = [
         f"| PSNR of the luma in dB | | {' | '.join(SETS.values())} |",

@@ -159,8 +159,8 @@ class RSFMoENet(UNet):
     - A prompt is made of what the first map tells of noise and blur, see `DegradationPrompt`.
     - Windows of the high frequencies go to k of a detail, a texture, a deblurring and a denoising expert by prompt,
       local variance and code of the blur kernel; those that a gate holds for easy go to none, at no cost. Prompt and
-      code scale the logits of attention too, and scale and shift what large kernels make: without, one net does not
-      tell faint noise from strong.
+      code scale the logits of attention too, and scale and shift what large kernels make: so one net tells faint noise
+      from strong.
     - Noise, if at all, is added to high frequencies alone, as far as the router is sure and the prompt says that blur
       is severe; in eval none without a ``noise_seed``.
     - With `early_exit`, blocks of the decoder are passed by, in eval, by images of which a head at the bottleneck is
