@@ -16,7 +16,14 @@ from .output import Aux, RestorationOutput
 from .registry import register_config
 from .rsfmoe_exit import ExitConfidence, Skippable
 from .rsfmoe_parts import EXPERTS, RSFMoEContext
-from .rsfmoe_stages import CODE_CHANNELS, bottleneck_stage, decoder_stage, degradation_prompt, encoder_stage
+from .rsfmoe_stages import (
+    CODE_CHANNELS,
+    bottleneck_stage,
+    decoder_stage,
+    degradation_prompt,
+    encoder_stage,
+    residual_gate,
+)
 from .stage import Stage, noise_of
 from .unet import UNet, UNetConfig
 
@@ -156,7 +163,8 @@ class RSFMoENet(UNet):
         decoder stage   n x [attention + GatedFFN, PLKBlock], with `decoder_moe` FreqSep(LF, HF: experts)
 
     - Attention is left out at full resolution, in the place of a scan (``global_mixer="window"``) too.
-    - A prompt is made of what the first map tells of noise and blur, see `DegradationPrompt`.
+    - A prompt is made of what the first map tells of noise and blur, see `DegradationPrompt`. It says, too, how far the
+      last map counts, see `ResidualGate`: a good photograph is left as it is.
     - Windows of the high frequencies go to k of a detail, a texture, a deblurring and a denoising expert by prompt,
       local variance and code of the blur kernel; those that a gate holds for easy go to none, at no cost. Prompt and
       code scale the logits of attention too, and scale and shift what large kernels make: so one net tells faint noise
@@ -220,6 +228,7 @@ class RSFMoENet(UNet):
             encoder=[Stage(*blocks) for blocks in encoder],
             bottleneck=Stage(*bottleneck),
             decoder=[Skippable(blocks) if config.early_exit else Stage(*blocks) for blocks in decoder],
+            refinement=residual_gate(config),
         )
         self.prompt_channels, self.takes_noise, self.early_exit = (
             config.prompt_channels,

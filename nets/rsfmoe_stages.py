@@ -25,7 +25,8 @@ from ..blocks import (
     WindowAttention2d,
 )
 from .rsfmoe_exit import ExitConfidence
-from .rsfmoe_parts import EXPERTS, DegradationPrompt, FrequencyUnit, ModulatedBlock, SteeredBlock, TextureMixture
+from .rsfmoe_parts import EXPERTS, FrequencyUnit, ModulatedBlock, SteeredBlock, TextureMixture
+from .rsfmoe_prompt import DegradationPrompt, ResidualGate
 from .stage import opened
 
 if TYPE_CHECKING:
@@ -75,6 +76,11 @@ def degradation_prompt(config: "RSFMoEConfig") -> DegradationPrompt:
     return DegradationPrompt(
         config.embed_dim, prompt_channels=config.prompt_channels, prior=prior, severe_blur=severe_blur
     )
+
+
+def residual_gate(config: "RSFMoEConfig") -> ResidualGate | None:
+    """What holds the last map back, where there is a prompt or a code to tell when."""
+    return ResidualGate(config.embed_dim, config.condition_channels) if config.condition_channels else None
 
 
 def _large_kernel(config: "RSFMoEConfig", level: int) -> ModulatedBlock:

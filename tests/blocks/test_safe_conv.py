@@ -53,3 +53,24 @@ def test_dilated_blocks_have_the_same_gradients_in_either_format(block):
     contiguous, last = (results(block, x.contiguous(memory_format=format), autocast=True) for format in FORMATS)
     for one, other in zip(contiguous, last, strict=True):
         assert (one - other).abs().max() <= 0.03 * one.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("size", "dilation", "stride", "padding"),
+    [((3, 3), 2, 1, 2), ((3, 3), 4, 1, 0), ((5, 3), (2, 4), 2, 1), ((5, 5), 2, 1, "same"), ((3, 3), 7, 1, 7)],
+)
+def test_a_dilated_depthwise_kernel_learns_as_torch_has_it(size, dilation, stride, padding, dtype):
+    """Against F.conv2d in the other format; the last kernel is too large to be made dense."""
+    torch.manual_seed(0)
+    conv = SafeConv2d(6, 6, size, stride=stride, padding=padding, dilation=dilation, groups=6).to(dtype)
+    x = torch.randn(2, 6, 21, 18, dtype=dtype)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": 6}
+    plain = torch.nn.Conv2d(6, 6, size, **options).double()
+    plain.load_state_dict(conv.state_dict())
+    found = results(conv, x.contiguous(memory_format=torch.channels_last))
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    for value, truth in zip(found, results(plain, x.double()), strict=True):
+        torch.testing.assert_close(
+            value.double(), truth, atol=(1e-5 if dtype == torch.float32 else 1e-12) * truth.abs().max(), rtol=0
+        )

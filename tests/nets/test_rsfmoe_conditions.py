@@ -1,6 +1,7 @@
 """RSFMoENet: what it knows of the degradation, and what that steers."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 from claritycore.blocks import MoE2d
 from claritycore.nets import Aux
 from claritycore.nets.busyness import busyness
-from claritycore.nets.rsfmoe_parts import DegradationPrompt, ModulatedBlock, RSFMoEContext, SteeredBlock
+from claritycore.nets.rsfmoe_parts import ModulatedBlock, RSFMoEContext, SteeredBlock
+from claritycore.nets.rsfmoe_prompt import DegradationPrompt, ResidualGate
 from claritycore.training import Recipe, degrade, supervise
 from claritycore.training.stages import Downsample, Noise
 from tests.nets.test_rsfmoe import perturbed
@@ -80,6 +82,35 @@ def test_large_kernels_are_scaled_and_shifted():
     assert (expected - block.block(x)).abs().amax((1, 2, 3)).min() > 0.1
     plain = ModulatedBlock(block.block, condition_channels=0)
     assert plain(x, RSFMoEContext(1, Aux())).equal(block.block(x))
+
+
+def test_the_last_map_is_held_back_image_by_image():
+    """By what prompt and code say and by the traces of the map; afresh as little as the bias of 2 says."""
+    net = perturbed(0.3, kernel_prior=True)
+    (gate,) = (part for part in net.modules() if isinstance(part, ResidualGate))
+    x, code, prompt = normal((2, 4, 6, 6)), normal((2, 8, 3, 3), seed=1), normal((2, 4), seed=2)
+    context = RSFMoEContext(1, Aux(), prompt, code)
+    around = torch.nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    deviation = 0.5 * (255**2 * (x - around).square().mean((2, 3))).log1p()
+    told = torch.cat([prompt, code.mean((2, 3)), x.mean((2, 3)), deviation], dim=1)
+    open_by = (told @ gate.linear.weight.T + gate.linear.bias).sigmoid()
+    torch.testing.assert_close(gate(x, context), x * open_by[:, :, None, None])
+    assert (open_by[0] - open_by[1]).abs() > 0.01
+    fresh = ResidualGate(4, 12)(x, context)
+    torch.testing.assert_close(fresh, x / (1 + math.exp(-2)))
+
+
+def test_a_closed_gate_leaves_the_image_alone_and_nets_without_a_prompt_have_none():
+    net = perturbed()
+    (gate,) = (part for part in net.modules() if isinstance(part, ResidualGate))
+    image = torch.rand(1, 3, 20, 16, dtype=next(net.parameters()).dtype)
+    assert (net(image) - image).abs().max() > 0.01
+    with torch.no_grad():
+        gate.linear.weight.zero_()
+        gate.linear.bias.fill_(-60.0)
+        net.head.conv.bias.zero_()
+    torch.testing.assert_close(net(image), image)
+    assert not any(isinstance(part, ResidualGate) for part in perturbed(prompt_channels=0).modules())
 
 
 def test_busyness_is_the_deviation_of_grey_around_a_pixel():

@@ -1,0 +1,105 @@
+"""How RSFMoENet finds out what is wrong with an image, and what it holds back where that is little."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..blocks import DegradationEstimate, KernelPrior, PromptGenerator
+from ..blocks.precision import at_least_float32
+from .busyness import AROUND, GREY_LEVELS
+from .rsfmoe_parts import RSFMoEContext
+from .stage import Conditioned
+
+
+def traces(x: Tensor) -> Tensor:
+    """Means of the channels, and how far pixels deviate from their surroundings, (B, 2 C, 1, 1).
+
+    The first tell of colours alone; what noise adds to an image, and what blur takes away, is in the second: logarithms
+    in grey levels, which a linear layer can read as they are.
+
+    >>> traces(torch.full((1, 1, 4, 4), 0.5)).flatten()
+    tensor([0.5000, 0.0000])
+    """
+    wide = at_least_float32(x)
+    around = F.avg_pool2d(wide, AROUND, stride=1, padding=AROUND // 2, count_include_pad=False)
+    power = (wide - around).square().mean((2, 3), keepdim=True)
+    return torch.cat([wide.mean((2, 3), keepdim=True), 0.5 * (GREY_LEVELS**2 * power).log1p()], dim=1).to(x.dtype)
+
+
+class DegradationPrompt(Conditioned):
+    """Find out what is wrong with the image and tell it by the context; the map is passed on as it is.
+
+    A prompt from the `traces` of the map, where none is given; with a prior the code of the blur kernel, and what
+    kernel it stands for; with a severity how severe the prompt says the blur is, from 0 at so many pixels of its
+    deviation to 1 at one more. Kernel and estimate go to the `Aux`, where training holds them against what was drawn.
+
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
+
+    Args:
+        channels: of the map.
+        prompt_channels: of the prompt, 0 for none.
+        prior: of the blur kernels, or None.
+        severe_blur: deviation of a blur in pixels from which on it is severe, or None.
+    """
+
+    tile_safe = False
+
+    def __init__(
+        self, channels: int, *, prompt_channels: int, prior: KernelPrior | None, severe_blur: float | None
+    ) -> None:
+        super().__init__()
+        self.generator = PromptGenerator(2 * channels, prompt_channels) if prompt_channels else None
+        self.prior, self.severe_blur = prior, severe_blur
+        self.reading = None if severe_blur is None else nn.Linear(prompt_channels, 3)
+        # A fresh reading says the same of every image: a blur of 1.4 pixels.
+        for parameter in [] if self.reading is None else self.reading.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, context: RSFMoEContext) -> Tensor:
+        if self.generator is not None:
+            context.prompt = self._prompt(self.generator, x, context.prompt)
+        if self.prior is not None:
+            code = context.code = self.prior(x)
+            if self.prior.kernel_size is not None:
+                context.aux.kernels = self.prior.reconstruct(code)
+        if self.reading is not None and self.severe_blur is not None and context.prompt is not None:
+            estimate = DegradationEstimate.of_logits(self.reading(context.prompt))
+            context.aux.degradation = estimate
+            context.severity = (estimate.blur - self.severe_blur).clamp(0, 1)
+        return x
+
+    def _prompt(self, generator: PromptGenerator, x: Tensor, given: Tensor | None) -> Tensor:
+        if given is None:
+            return generator(traces(x))
+        # Distributed training wants a gradient for every parameter: those of what is not used are zero.
+        return given.to(x.dtype) + (0 * generator(traces(x)) if self.training else 0)
+
+
+class ResidualGate(Conditioned):
+    r"""Hold the last map back where there is little to mend: :math:`y = x \, \sigma(W [d, t(x)] + b)`, image by image.
+
+    d is what the prompt says and t(x) the `traces` of the map. What the net adds to the image is made of y, so that it
+    leaves a good photograph alone by one number, instead of by many that must cancel. W starts at zero, b at 2.
+
+    Shape:
+        - x: ``(B, C, H, W)``
+        - returns: ``(B, C, H, W)``
+
+    Args:
+        channels: of the map.
+        condition_channels: of d, prompt and mean code.
+    """
+
+    tile_safe = False
+
+    def __init__(self, channels: int, condition_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(condition_channels + 2 * channels, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.constant_(self.linear.bias, 2.0)
+
+    def forward(self, x: Tensor, context: RSFMoEContext) -> Tensor:
+        told = torch.cat([context.conditions(), traces(x).flatten(1)], dim=1)
+        return x * self.linear(told).sigmoid()[:, :, None, None]
