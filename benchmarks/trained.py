@@ -142,6 +142,23 @@ def read(path: Path, kind: type[T]) -> list[T]:
         return [kind(**{name: of(line[name]) for name, of in kinds.items()}) for line in csv.DictReader(file)]
 
 
+def newest(name: str, folder: Path) -> Path:
+    """Find the newest CSV file that `write` made of this.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+
+    def date(path: Path) -> str:
+        with path.open(newline="") as file:
+            return next(csv.DictReader(file))["date"]
+
+    found = list(folder.glob(f"{name}-float32-*.csv"))
+    if not found:
+        raise FileNotFoundError(f"{folder} has no CSV file of {name}")
+    return max(found, key=date)
+
+
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw PSNR against multiply-adds and against time, a point for each net."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
