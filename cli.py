@@ -66,7 +66,7 @@ def list_names(arguments: Sequence[str]) -> None:
         net = AutoModel.from_pretrained(name)
         scale = stated(net, "scale", 1)
         parameters = count_parameters(net)
-        print(f"  {name:<{width}}A {type(net).__name__} for x{scale}, {parameters / 1e6:.2f} M parameters.")
+        print(f"  {name:<{width}}{type(net).__name__} for x{scale}, {parameters / 1e6:.2f} M parameters.")
 
 
 def summary(arguments: Sequence[str]) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 from claritycore.blocks.reparam import count_parameters
 from claritycore.nets import AutoModel
 
-from . import goals
+from . import goals, restoration
 from .runner import RESULTS
+from .trained import newest, read
 
 README = Path(__file__).parent.parent / "README.md"
 ENLARGES = "claritycore-x4"
@@ -42,7 +43,12 @@ def shipped(results: Path) -> str:
     return "\n".join(lines)
 
 
-MADE: Mapping[str, Callable[[Path], str]] = {"shipped": shipped, "goals": goals.table}
+def restored(results: Path) -> str:
+    """PSNR of the net that restores, beside others."""
+    return restoration.markdown(read(newest("restoration", results), restoration.Row))
+
+
+MADE: Mapping[str, Callable[[Path], str]] = {"shipped": shipped, "restored": restored, "goals": goals.table}
 
 
 def filled(page: str, results: Path = RESULTS) -> str:

@@ -108,7 +108,7 @@ def markdown(found: Sequence[Row]) -> str:
         of_recipe = degraded_only(found, recipe)
         columns = ("degraded", "non_local_means", "dncnn", "restored")
         means = [statistics.fmean(getattr(row, column) for row in of_recipe) for column in columns]
-        cells = ["" if math.isinf(mean) else f"{mean:.2f}" for mean in means]
+        cells = ["∞" if math.isinf(mean) else f"{mean:.2f}" for mean in means]
         best = f"{sum(row.best for row in of_recipe)} of {len(of_recipe)}" if math.isfinite(means[0]) else ""
         lines.append(f"| {recipe} | {' | '.join(cells)} | {best} |")
     return "\n".join(lines)

@@ -69,7 +69,7 @@ def test_photographs_without_a_fault_are_left_out_but_of_the_recipe_that_has_non
     assert restoration.degraded_only([clean, fault, spared], "joint") == [fault]
     assert restoration.degraded_only([clean, fault, spared], "clean") == [clean]
     table = restoration.markdown([clean, fault, spared])
-    assert "| clean |  | 30.00 | 30.00 | 40.00 |  |" in table
+    assert "| clean | ∞ | 30.00 | 30.00 | 40.00 |  |" in table
     assert "| joint | 25.00 | 26.00 | 27.00 | 28.00 | 1 of 1 |" in table
 
 
