@@ -213,6 +213,7 @@ def test_the_walker_of_timm_finds_the_blocks(model):
 
 
 def test_averages_are_fused_from_the_average(model):
+    model.double()
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
     with torch.no_grad():
         for _ in range(3):
@@ -220,9 +221,9 @@ def test_averages_are_fused_from_the_average(model):
                 parameter.add_(0.3 * torch.randn_like(parameter))
             average.update_parameters(model)
     average.eval()
-    x = normal((1, 4, 7, 8))
+    x = normal((1, 4, 7, 8), dtype=torch.float64)
     expected = average(x)
-    torch.testing.assert_close(reparameterize_model(average)(x), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(reparameterize_model(average)(x), expected, rtol=0, atol=1e-11)
     assert not any(block.deployed for block in rep_blocks(average))
 
 
