@@ -66,7 +66,8 @@ def _softmax_gradient(logits, log_sum, delta, grad, v, valid, wide: tl.constexpr
     """Return the weights of values, and the gradient of the logits."""
     weights = tl.where(valid, tl.exp(logits - log_sum[:, None]), 0.0)
     of_weights = tl.dot(grad, tl.trans(v), input_precision="ieee", out_dtype=wide)
-    return weights, weights * (of_weights - delta[:, None])
+    # A key that has all the weight cannot get more: exactly zero, where the difference would be what was rounded off.
+    return weights, tl.where(weights == 1.0, 0.0, weights * (of_weights - delta[:, None]))
 
 
 @triton.jit
