@@ -78,28 +78,24 @@ class DegradationPrompt(Conditioned):
 
 
 class ResidualGate(Conditioned):
-    r"""Hold the last map back where there is little to mend: :math:`y = x \, \sigma(W [d, t(x)] + b)`, image by image.
+    r"""Hold the last map back where there is little to mend: :math:`y = x \, \sigma(W d + b)`, image by image.
 
-    d is what the prompt says and t(x) the `traces` of the map. What the net adds to the image is made of y, so that it
-    leaves a good photograph alone by one number, instead of by many that must cancel. W starts at zero, b at 2.
+    d is what the prompt says, and the mean code. What the net adds to the image is made of y, so that it leaves a good
+    photograph alone by one number, instead of by many that must cancel. W starts at zero, b at 2.
 
     Shape:
         - x: ``(B, C, H, W)``
         - returns: ``(B, C, H, W)``
 
     Args:
-        channels: of the map.
         condition_channels: of d, prompt and mean code.
     """
 
-    tile_safe = False
-
-    def __init__(self, channels: int, condition_channels: int) -> None:
+    def __init__(self, condition_channels: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(condition_channels + 2 * channels, 1)
+        self.linear = nn.Linear(condition_channels, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, 2.0)
 
     def forward(self, x: Tensor, context: RSFMoEContext) -> Tensor:
-        told = torch.cat([context.conditions(), traces(x).flatten(1)], dim=1)
-        return x * self.linear(told).sigmoid()[:, :, None, None]
+        return x * self.linear(context.conditions()).sigmoid()[:, :, None, None]

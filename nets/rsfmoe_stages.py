@@ -80,7 +80,7 @@ def degradation_prompt(config: "RSFMoEConfig") -> DegradationPrompt:
 
 def residual_gate(config: "RSFMoEConfig") -> ResidualGate | None:
     """What holds the last map back, where there is a prompt or a code to tell when."""
-    return ResidualGate(config.embed_dim, config.condition_channels) if config.condition_channels else None
+    return ResidualGate(config.condition_channels) if config.condition_channels else None
 
 
 def _large_kernel(config: "RSFMoEConfig", level: int) -> ModulatedBlock:

@@ -96,9 +96,10 @@ def test_non_local_means_is_that_of_scikit_image():
 
 
 def test_dncnn_is_trained_as_the_shipped_net_was(photographs, tmp_path, monkeypatch):
-    """The same steps, samples and loss, and nothing of the net's own options."""
-    recipe = 'model = "plksr"\nscale = 1\nnum-feat = 8\nrecipe = "photographs"\nsteps = 2\npatch-size = 16\n'
-    (tmp_path / "stand-in.toml").write_text(f'{recipe}batch-size = 2\nloss = "charbonnier"\nname = "stand-in"\n')
+    """By both recipes in turn: the same steps, samples and losses, and nothing of the net's own options."""
+    recipe = 'model = "plksr"\nscale = 1\nnum-feat = 8\nrecipe = "photographs"\npatch-size = 16\nbatch-size = 2\n'
+    for name, steps, loss in (("stand-in-first", 1, "l1"), ("stand-in", 2, "charbonnier")):
+        (tmp_path / f"{name}.toml").write_text(f'{recipe}steps = {steps}\nloss = "{loss}"\nname = "{name}"\n')
     PLKSRConfig(scale=1, num_feat=8, num_block=1, kernel_size=5).build().save_pretrained(tmp_path / "net.safetensors")
     monkeypatch.setattr(restoration, "FOLDER", tmp_path)
     monkeypatch.setattr(restoration, "NET", "stand-in")
@@ -114,8 +115,10 @@ def test_dncnn_is_trained_as_the_shipped_net_was(photographs, tmp_path, monkeypa
     )
     files = ["--data", str(photographs / "clean"), "--validation", str(photographs / "clean")]
     restoration.main([*files, "--runs", str(tmp_path / "runs"), "--csv", str(tmp_path / "results")])
-    made = trained.read_state(tmp_path / "runs" / "dncnn")
+    first, made = (trained.read_state(tmp_path / "runs" / name) for name in ("stand-in-first", "stand-in"))
+    assert (first.step, first.settings.loss, first.settings.start) == (1, "l1", None)
     assert (made.step, made.settings.recipe, made.settings.loss) == (2, "photographs", "charbonnier")
+    assert made.settings.start == str(tmp_path / "runs" / "stand-in-first")
     assert made.config == DnCNNConfig(num_feat=4, depth=3)
     (path,) = (tmp_path / "results").glob("restoration-*.csv")
     assert {row.recipe for row in trained.read(path, Row)} == set(restoration.RECIPES)
