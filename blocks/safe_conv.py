@@ -46,7 +46,8 @@ class SafeConv2d(nn.Conv2d):
     def _learns_slowly(self, input: Tensor) -> bool:
         depthwise = self.groups == self.in_channels == self.out_channels > 1
         spans = ((size - 1) * d + 1 for size, d in zip(self.kernel_size, self.dilation, strict=True))
-        return depthwise and self._learns_dilated() and max(spans) <= DENSE and input.stride(1) == 1
+        slow = depthwise and self._learns_dilated() and input.stride(1) == 1
+        return slow and max(spans) <= DENSE and self.padding_mode == "zeros"
 
     def _width(self, input: Tensor) -> int:
         reach = self.dilation[1] * (self.kernel_size[1] - 1)

@@ -56,16 +56,17 @@ def test_dilated_blocks_have_the_same_gradients_in_either_format(block):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
 @pytest.mark.parametrize(
     ("size", "dilation", "stride", "padding"),
     [((3, 3), 2, 1, 2), ((3, 3), 4, 1, 0), ((5, 3), (2, 4), 2, 1), ((5, 5), 2, 1, "same"), ((3, 3), 7, 1, 7)],
 )
-def test_a_dilated_depthwise_kernel_learns_as_torch_has_it(size, dilation, stride, padding, dtype):
+def test_a_dilated_depthwise_kernel_learns_as_torch_has_it(size, dilation, stride, padding, mode, dtype):
     """Against F.conv2d in the other format; the last kernel is too large to be made dense."""
     torch.manual_seed(0)
-    conv = SafeConv2d(6, 6, size, stride=stride, padding=padding, dilation=dilation, groups=6).to(dtype)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": 6, "padding_mode": mode}
+    conv = SafeConv2d(6, 6, size, **options).to(dtype)
     x = torch.randn(2, 6, 21, 18, dtype=dtype)
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": 6}
     plain = torch.nn.Conv2d(6, 6, size, **options).double()
     plain.load_state_dict(conv.state_dict())
     found = results(conv, x.contiguous(memory_format=torch.channels_last))
