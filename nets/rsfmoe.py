@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..blocks import NoiseField
 from ..blocks.checks import check_not_negative, check_odd, check_positive
+from ..blocks.degradation_features import JPEG_BLOCK
 from ..blocks.padding import pad_to_multiple
 from ..blocks.plk import Form
 from .base import check_image
@@ -16,6 +17,7 @@ from .output import Aux, RestorationOutput
 from .registry import register_config
 from .rsfmoe_exit import ExitConfidence, Skippable
 from .rsfmoe_parts import EXPERTS, RSFMoEContext
+from .rsfmoe_prompt import faults
 from .rsfmoe_stages import (
     CODE_CHANNELS,
     bottleneck_stage,
@@ -163,8 +165,8 @@ class RSFMoENet(UNet):
         decoder stage   n x [attention + GatedFFN, PLKBlock], with `decoder_moe` FreqSep(LF, HF: experts)
 
     - Attention is left out at full resolution, in the place of a scan (``global_mixer="window"``) too.
-    - A prompt is made of what the first map tells of noise and blur, see `DegradationPrompt`. It says, too, how far the
-      last map counts, see `ResidualGate`: a good photograph is left as it is.
+    - A prompt is made of what image and first map tell of noise, blur and JPEG, see `DegradationPrompt`. It says, too,
+      how far the last map counts, see `ResidualGate`: a good photograph is left as it is.
     - Windows of the high frequencies go to k of a detail, a texture, a deblurring and a denoising expert by prompt,
       local variance and code of the blur kernel; those that a gate holds for easy go to none, at no cost. Prompt and
       code scale the logits of attention too, and scale and shift what large kernels make: so one net tells faint noise
@@ -230,6 +232,8 @@ class RSFMoENet(UNet):
             decoder=[Skippable(blocks) if config.early_exit else Stage(*blocks) for blocks in decoder],
             refinement=residual_gate(config),
         )
+        if config.prompt_channels:  # what tells a JPEG looks for its blocks from the corner on
+            self.tile_multiple = math.lcm(self.tile_multiple, JPEG_BLOCK)
         self.prompt_channels, self.takes_noise, self.early_exit = (
             config.prompt_channels,
             config.noise,
@@ -255,6 +259,7 @@ class RSFMoENet(UNet):
         """As of every `UNet`, with a context that knows how busy the image is."""
         check_image(image, self.in_channels, self)
         context.busyness = busyness(pad_to_multiple(image, self.stride))
+        context.faults = faults(image) if self.prompt_channels and context.prompt is None else None
         return super().maps(image, context)
 
     def decoded(self, x: Tensor, skips: list[Tensor], context: RSFMoEContext) -> list[Tensor]:

@@ -44,6 +44,7 @@ class RSFMoEContext(Context):
         confidence: logits of the confidence in an early exit (B,).
         exits: whether each image takes it (B,).
         plain: whether all images take it.
+        faults: blur and JPEG of the images (B, 2, 1, 1), for `DegradationPrompt`; None where the prompt is given.
     """
 
     prompt: Tensor | None = None
@@ -55,6 +56,7 @@ class RSFMoEContext(Context):
     confidence: Tensor | None = None
     exits: Tensor | None = None
     plain: bool = False
+    faults: Tensor | None = None
 
     def of(self, images: Tensor) -> "RSFMoEContext":
         """What is known of these images of the batch, by number."""

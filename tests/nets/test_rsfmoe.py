@@ -60,10 +60,10 @@ def flops(net: nn.Module, image: torch.Tensor) -> int:
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("rsfmoe-tiny", 458_759),
-        ("rsfmoe-small", 2_996_881),
-        ("rsfmoe-base", 23_424_171),
-        ("rsfmoe", 23_424_171),
+        ("rsfmoe-tiny", 458_769),
+        ("rsfmoe-small", 2_996_891),
+        ("rsfmoe-base", 23_424_181),
+        ("rsfmoe", 23_424_181),
     ],
 )
 def test_sizes(name, parameters):

@@ -12,9 +12,11 @@ from claritycore.blocks import MoE2d
 from claritycore.nets import Aux
 from claritycore.nets.busyness import busyness
 from claritycore.nets.rsfmoe_parts import ModulatedBlock, RSFMoEContext, SteeredBlock
-from claritycore.nets.rsfmoe_prompt import DegradationPrompt, ResidualGate
+from claritycore.nets.rsfmoe_prompt import DegradationPrompt, ResidualGate, faults
 from claritycore.training import Recipe, degrade, supervise
-from claritycore.training.stages import Downsample, Noise
+from claritycore.training.blur_stage import Blur
+from claritycore.training.stages import Downsample, Jpeg, Noise
+from tests.nets.test_learning import photograph
 from tests.nets.test_rsfmoe import perturbed
 from tests.strategies import normal
 
@@ -136,6 +138,27 @@ def test_the_prompt_learns_of_noise_which_means_do_not_tell():
         optimizer.step()
         losses.append(context.aux.losses["degradation.noise"].item())
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+
+
+def test_the_prompt_reads_what_is_wrong_with_the_image():
+    """Blur widens edges, JPEG shows its blocks; what the generator reads ends with both, unless a prompt is given."""
+    image, recipes = photograph(64), {"blur": Blur(sigma=(2.0, 2.0)), "jpeg": Jpeg(quality=(20, 20))}
+    degraded = {name: degrade(image, Recipe(name, (Downsample(), fault)), [0])[0] for name, fault in recipes.items()}
+    clean, blurred, blocky = (faults(x).flatten().tolist() for x in (image, *degraded.values()))
+    assert blurred[0] > clean[0] + 1
+    assert blocky[1] > clean[1] + 1
+    net, read = perturbed(), []
+    net.encoder[0].blocks[0].blocks[0].generator.register_forward_pre_hook(lambda m, inputs: read.append(inputs[0]))
+    for x in degraded.values():
+        net(x)
+        assert torch.equal(read.pop()[:, -2:], faults(x))
+    net.train()(image, prompt=torch.zeros(1, 4))
+    assert not read.pop()[:, -2:].any()
+
+
+def test_tiles_of_a_net_with_a_prompt_begin_at_blocks_of_jpeg():
+    assert perturbed(depths=(1,)).tile_multiple % 8 == 0
+    assert perturbed(depths=(1,), prompt_channels=0).tile_multiple % 8 != 0
 
 
 def test_local_variance_changes_routing():
