@@ -1,7 +1,7 @@
 """What the shipped net makes of photographs degraded in known ways, beside a denoiser without weights and a plain net.
 
 Degraded photographs as they are; scikit-image's non-local means, at the best of nine strengths for each photograph,
-which nobody knows beforehand; a DnCNN, trained here by the two recipes of the shipped net; and the shipped net.
+which nobody knows beforehand; a DnCNN, trained here by the recipes of the shipped net; and the shipped net.
 
 python -m benchmarks.restoration --data FOLDER --validation FOLDER [--real FOLDER]
 python -m benchmarks.restoration --quick              # one step, four photographs of scikit-image, no file stays
@@ -132,16 +132,22 @@ def _copied(folder: Path, ending: str, to: Path) -> Path:
     return to
 
 
+def recipes(name: str) -> list[TrainingSettings]:
+    """How a shipped net was trained: by one recipe after another, each from the weights of the one before."""
+    _, settings = read_config(FOLDER / f"{name}.toml", None, TrainingSettings())
+    before = [] if settings.start is None else recipes(Path(settings.start).name)
+    return [*before, settings]
+
+
 def _dncnn(data: Path, runs: Path, steps: int | None) -> nn.Module:
-    """Train a DnCNN as the shipped net was, by its first recipe and then, from those weights, by its second."""
+    """Train a DnCNN by the recipes of the shipped net in turn."""
     start = None
-    for name in (f"{NET}-first", NET):
-        _, settings = read_config(FOLDER / f"{name}.toml", None, TrainingSettings())
-        settings = replace(settings, data=str(data), runs=str(runs), device="cpu", save_every=100, start=start)
+    for recipe in recipes(NET):
+        settings = replace(recipe, data=str(data), runs=str(runs), device="cpu", save_every=100, start=start)
         if steps:
             settings = replace(settings, steps=steps, warmup=0)
-        trained(name, DnCNNConfig(), settings)
-        start = str(runs / name)
+        trained(recipe.name, DnCNNConfig(), settings)
+        start = str(runs / recipe.name)
     return AutoModel.from_pretrained(start).eval()
 
 
