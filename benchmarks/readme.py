@@ -18,29 +18,39 @@ from .runner import RESULTS
 from .trained import newest, read
 
 README = Path(__file__).parent.parent / "README.md"
-ENLARGES = "claritycore-x4"
+ENLARGES, DOUBLES = "claritycore-x4", "claritycore-joint-x2"
 SETS = {"set5": "Set5", "set14": "Set14", "cbsd68": "CBSD68", "scikit-image": "scikit-image"}
 
 
-def means(name: str, folder: str, results: Path = RESULTS) -> dict[str, float]:
+def means(name: str, folder: str, results: Path = RESULTS, *, recipe: str = "clean") -> dict[str, float]:
     """What `claritycore evaluate --model NAME --data FOLDER --csv FILE` found, means over the pictures."""
     with (results / f"{name}-{folder}.csv").open(newline="") as file:
-        *_, line = csv.DictReader(file)
+        *_, line = (line for line in csv.DictReader(file) if line["recipe"] == recipe)
     return {key: float(line[key]) for key in ("psnr", "ssim", "input_psnr", "input_ssim")}
 
 
-def shipped(results: Path) -> str:
-    """PSNR of the net that enlarges, beside bicubic."""
-    found = [means(ENLARGES, folder, results) for folder in SETS]
-    parameters = count_parameters(AutoModel.from_pretrained(ENLARGES))
-    net, bicubic = (" | ".join(f"{mean[key]:.2f}" for mean in found) for key in ("psnr", "input_psnr"))
+def enlarging(name: str, found: Mapping[str, Mapping[str, float]]) -> str:
+    """PSNR of a net that enlarges, beside bicubic: a column for each of these means."""
+    parameters = count_parameters(AutoModel.from_pretrained(name))
+    net, bicubic = (" | ".join(f"{mean[key]:.2f}" for mean in found.values()) for key in ("psnr", "input_psnr"))
     lines = [
-        f"| PSNR of the luma in dB | | {' | '.join(SETS.values())} |",
-        "|---|---|---|---|---|---|",
-        f"| `{ENLARGES}` | {parameters:,} parameters, [card](weights/{ENLARGES}.md) | {net} |",
+        f"| PSNR of the luma in dB | | {' | '.join(found)} |",
+        f"|---|---|{'---|' * len(found)}",
+        f"| `{name}` | {parameters:,} parameters, [card](weights/{name}.md) | {net} |",
         f"| bicubic | | {bicubic} |",
     ]
     return "\n".join(lines)
+
+
+def shipped(results: Path) -> str:
+    """The net that enlarges what was made smaller and nothing else, on the usual test sets."""
+    return enlarging(ENLARGES, {told: means(ENLARGES, folder, results) for folder, told in SETS.items()})
+
+
+def doubled(results: Path) -> str:
+    """The net that restores and enlarges, by recipe, on the photographs that `restored` is about."""
+    found = {recipe: means(DOUBLES, "val", results, recipe=recipe) for recipe in restoration.RECIPES}
+    return enlarging(DOUBLES, found)
 
 
 def restored(results: Path) -> str:
@@ -48,7 +58,12 @@ def restored(results: Path) -> str:
     return restoration.markdown(read(newest("restoration", results), restoration.Row))
 
 
-MADE: Mapping[str, Callable[[Path], str]] = {"shipped": shipped, "restored": restored, "goals": goals.table}
+MADE: Mapping[str, Callable[[Path], str]] = {
+    "shipped": shipped,
+    "restored": restored,
+    "doubled": doubled,
+    "goals": goals.table,
+}
 
 
 def filled(page: str, results: Path = RESULTS) -> str:

@@ -39,7 +39,8 @@ def test_list(capsys):
     printed = capsys.readouterr().out
     assert all(f"  {name} " in printed for name in [*BLOCKS, "rrdbnet", "rrdbnet-lite", "plksr", "span"])
     assert "16.92 M parameters" in printed
-    shipped = {"claritycore-joint-x1": "RSFMoENet for x1, 0.46 M", "claritycore-x4": "PLKSR for x4, 0.94 M"}
+    shipped = {f"claritycore-joint-x{scale}": f"RSFMoENet for x{scale}, 0.46 M" for scale in (1, 2)}
+    shipped["claritycore-x4"] = "PLKSR for x4, 0.94 M"
     assert all(re.search(rf"^  {name} +{what} parameters\.$", printed, re.MULTILINE) for name, what in shipped.items())
 
 
