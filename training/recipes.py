@@ -85,6 +85,21 @@ def find_recipe(recipe: str | Recipe) -> Recipe:
     return _RECIPES[recipe]
 
 
+def _photographs(name: str, share: float) -> Recipe:
+    """Faults that a share of photographs have each, and half of them faint ones too."""
+    return Recipe(
+        name,
+        (
+            Blur(probability=share, sigma=(0.0, 1.5), sizes=(13,)),
+            Downsample(),
+            Noise(probability=share, sigma=(0.0, 30 / 255)),
+            Noise(name="grain", probability=0.5, sigma=(0.0, 3 / 255)),
+            Jpeg(probability=share, quality=(40, 95)),
+            Jpeg(name="fine", probability=0.5, quality=(85, 100)),
+        ),
+    )
+
+
 def _register_plain() -> None:
     """The recipes of this kit; those of papers are in `published`."""
     as_in_test_sets = Downsample(rounded=True)
@@ -105,18 +120,10 @@ def _register_plain() -> None:
             ),
         ),
         # A net that shall leave good photographs alone must see some. Of joint's samples one in 125 has no fault, and
-        # faint ones are as rare; here one in 32 has none, and one in 10 nothing but faint grain or a fine JPEG.
-        Recipe(
-            "photographs",
-            (
-                Blur(probability=0.5, sigma=(0.0, 1.5), sizes=(13,)),
-                Downsample(),
-                Noise(probability=0.5, sigma=(0.0, 30 / 255)),
-                Noise(name="grain", probability=0.5, sigma=(0.0, 3 / 255)),
-                Jpeg(probability=0.5, quality=(40, 95)),
-                Jpeg(name="fine", probability=0.5, quality=(85, 100)),
-            ),
-        ),
+        # faint ones are as rare. Here one in 32 or one in 10 has none, and one in 10 or two in 5 have nothing but faint
+        # grain or a fine JPEG.
+        _photographs("photographs", 0.5),
+        _photographs("good-photographs", 0.25),
         Recipe(
             "stress",
             (
