@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 
-from claritycore.kernels.dispatch import Kernel
+from claritycore.kernels import KERNELS
 
 from .report import label
 from .runner import RESULTS, Benchmark, Plan, Step
@@ -116,7 +116,7 @@ def _compiled(benchmark: Benchmark, case: Any, dtype: torch.dtype) -> list[tuple
     driver.set_active(Absent())
     with (
         mock.patch.object(triton.JITFunction, "run", compile_alone),
-        mock.patch.object(Kernel, "why_not", return_value=""),
+        mock.patch.object(type(KERNELS[0]), "why_not", return_value=""),
     ):
         Step(replace(benchmark, cuda_only=()), "triton", case, Plan(torch.device("cpu"), dtype), benchmark.backward)()
     return found

@@ -251,7 +251,9 @@ def test_stress_is_heavier_than_joint():
     assert error["joint"] < error["stress"] / 2
 
 
-@pytest.mark.parametrize(("name", "share"), [("joint", 0.2**3), ("photographs", 0.5**5), ("good-photographs", 0.75**3 * 0.25)])
+@pytest.mark.parametrize(
+    ("name", "share"), [("joint", 0.2**3), ("photographs", 0.5**5), ("good-photographs", 0.75**3 * 0.25)]
+)
 def test_some_samples_stay_clean(name, share):
     clean = images(1, 3, 8, 8).expand(800, -1, -1, -1)
     image, report = degrade(clean, name, range(800))
