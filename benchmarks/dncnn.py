@@ -30,7 +30,12 @@ class DnCNN(RestorationNet):
         layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU()]
         for _ in range(config.depth - 2):
             layers += [nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        self.body = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1))
+        last = nn.Conv2d(width, 3, 3, padding=1)
+        # As the nets of this kit it starts as the image. Drawn as usual, what it says first is as large as the image;
+        # learning to say less than that leaves its last rectifiers dead, and then it never learns again.
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.body = nn.Sequential(*layers, last)
 
     def forward(self, image: Tensor, *, return_aux: bool = False) -> Tensor | RestorationOutput:
         restored = image - self.body(image).to(image.dtype)
