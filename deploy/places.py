@@ -23,6 +23,11 @@ class Job(NamedTuple):
     def targets(self) -> list[Path]:
         return [self.target, *filter(None, [self.comparison])]
 
+    @property
+    def done(self) -> bool:
+        """Whether its result exists."""
+        return os.path.lexists(self.target)
+
 
 class Found(NamedTuple):
     """A picture and its place below the folder that was given; a file that was given by name has no folder."""
@@ -41,6 +46,7 @@ def plan_jobs(
     comparison: bool = False,
     recursive: bool = False,
     overwrite: bool = False,
+    skip_existing: bool = False,
 ) -> list[Job]:
     """Find the pictures and decide where their results go.
 
@@ -56,6 +62,7 @@ def plan_jobs(
         comparison: whether a comparison is written beside each result.
         recursive: look into the folders of folders.
         overwrite: results may replace files; else one that exists is refused.
+        skip_existing: pictures whose results exist are not refused: `Job.done` says which they are.
 
     Raises:
         FileNotFoundError: if an input does not exist.
@@ -82,7 +89,7 @@ def plan_jobs(
         Job(item.source, target, target.with_stem(target.stem + COMPARISON) if comparison else None)
         for item, target in zip(found, targets, strict=True)
     ]
-    _check(jobs, overwrite)
+    _check(jobs, overwrite, skip_existing)
     return jobs
 
 
@@ -138,7 +145,7 @@ def _renamed(below: Path, suffix: str, ext: str | None) -> Path:
     return below.with_name(below.stem + suffix + (ext or kept))
 
 
-def _check(jobs: Sequence[Job], overwrite: bool) -> None:
+def _check(jobs: Sequence[Job], overwrite: bool, skip_existing: bool) -> None:
     sources = {os.path.realpath(job.source): job for job in jobs}
     taken: dict[str, Job] = {}
     existing = []
@@ -155,11 +162,12 @@ def _check(jobs: Sequence[Job], overwrite: bool) -> None:
                     f"the result of {job.source} would replace {target}, an input: give another folder or suffix"
                 )
             taken[real] = job
-            if os.path.lexists(target):
+            if os.path.lexists(target) and not (skip_existing and job.done):
                 existing.append(target)
     if existing and not overwrite:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
-        raise FileExistsError(f"{existing[0]} exists{more}: give --overwrite to replace it, or another --output")
+        ways = "--overwrite to replace it, --skip-existing to leave it, or another --output"
+        raise FileExistsError(f"{existing[0]} exists{more}: give {ways}")
 
 
 def _check_place(target: Path) -> None:

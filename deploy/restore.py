@@ -45,7 +45,8 @@ def restore_picture(
 
     A picture whose result has at most 2048 x 2048 pixels runs whole by default. A larger one runs in tiles, such that
     with what is read around it a tile is no larger than that: the net's receptive radius, at most 72 pixels. For a net
-    that sees further the tiles fade into each other; ``overlap=net.receptive_radius`` makes them exact.
+    that sees further the tiles fade into each other; ``overlap=net.receptive_radius`` makes them exact. So they do for
+    one that sees the whole image (not ``tile_safe``), with 32 pixels around each; such tiles are never quite exact.
 
     Args:
         net: the net; pixels move to the device and dtype of its parameters.

@@ -79,7 +79,7 @@ def restore_files(
 
     Raises:
         FileNotFoundError: if an input does not exist.
-        FileExistsError: if a result exists and ``options.overwrite`` is False.
+        FileExistsError: if a result exists and ``options`` has neither ``overwrite`` nor ``skip_existing``.
         OSError: if the folder of a result cannot be written to.
         ValueError: if the options do not fit the net or each other, the device cannot be used, or there is no picture.
         RuntimeError: if memory runs out for the only picture.
@@ -92,8 +92,11 @@ def restore_files(
     torch.Size([1, 3, 8, 12])
     """
     options = options or RestoreOptions()
-    names = {name: getattr(options, name) for name in ("suffix", "ext", "recursive", "overwrite")}
-    jobs = plan_jobs(inputs, output, comparison=options.side_by_side, **names)
+    names = {name: getattr(options, name) for name in ("suffix", "ext", "recursive", "overwrite", "skip_existing")}
+    planned = plan_jobs(inputs, output, comparison=options.side_by_side, **names)
+    jobs = [job for job in planned if not (options.skip_existing and job.done)]
+    if len(jobs) < len(planned):
+        note(f"{len(planned) - len(jobs)} of {len(planned)} left out: their results exist")
     restorer = _Restorer(net, options, note)
     report = RestoreReport(restorer.written)
     for number, job in enumerate(jobs, start=1):
@@ -102,7 +105,7 @@ def restore_files(
             with _named(job):
                 line = restorer.restore(job, lambda share, place=place: progress(f"{place} {share:.0%}"))
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            if len(jobs) == 1:
+            if len(planned) == 1:
                 raise
             report.failed[job.source] = str(error)
             note(str(error))

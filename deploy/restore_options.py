@@ -19,8 +19,8 @@ class RestoreOptions:
         scale: what the net's scale must be, or which of several; another is refused.
         tile: largest side of a tile in input pixels; by default pictures whose result has more than 2048 x 2048 pixels
             run in tiles.
-        overlap: input pixels that are read around a tile; by default the net's receptive radius, at most 72. A net that
-            sees further is exact from its radius on, and slower.
+        overlap: input pixels that are read around a tile; by default the net's receptive radius, at most 72, and 32 for
+            a net that sees the whole image. From its radius on a net is exact, and slower.
         batch: how many tiles of equal size run at once.
         dtype: what the net computes in; where half precision gives NaN or infinity, float32 takes its place.
         device: cpu, cuda, cuda:1, mps; auto takes cuda, then mps, then cpu.
@@ -33,6 +33,7 @@ class RestoreOptions:
         tta: average over eight turns and mirrorings, at eight times the work.
         side_by_side: write also a comparison: the picture enlarged bicubically on the left, the result on the right.
         overwrite: replace files that exist.
+        skip_existing: leave out pictures whose results exist: to go on where a run was stopped, or with new pictures.
         recursive: look into the folders of folders.
         max_pixels: refuse pictures of more pixels than this.
 
@@ -58,6 +59,7 @@ class RestoreOptions:
     tta: bool = False
     side_by_side: bool = False
     overwrite: bool = False
+    skip_existing: bool = False
     recursive: bool = False
     max_pixels: int = MAX_PIXELS
 
@@ -72,6 +74,8 @@ class RestoreOptions:
             raise ValueError(f"noise_seed must be from 0 to 2^63 - 1, got {self.noise_seed!r}")
         if self.noise_seed is not None and (self.tta or self.batch > 1):
             raise ValueError("noise_seed is for single tiles: leave out tta, whose mean blurs noise, and batch")
+        if self.overwrite and self.skip_existing:
+            raise ValueError("overwrite and skip_existing contradict each other: give one of them")
         if any(separator in self.suffix for separator in "/\\"):
             raise ValueError(f"suffix must be a part of a name, without / and \\, got {self.suffix!r}")
         if self.depth not in (None, 8, 16):

@@ -215,8 +215,8 @@ def _tiling(
     doubt = ""
     if exact is None:
         doubt = (
-            f"{type(net).__name__} is not tile_safe or does not say so, and its tiles differ from the whole image: "
-            "give a larger overlap, or a tile as large as the image"
+            f"{type(net).__name__} sees the whole image or does not say how far it sees: its tiles differ a little "
+            "from the whole image, less with a larger overlap"
         )
     feathers = blend == "linear" or (blend == "auto" and (exact is None or margin < exact))
     return _Tiling((height, width), margin, multiple, feathers, batch, doubt)

@@ -170,7 +170,9 @@ def test_a_warning_of_the_tiles_becomes_a_note(make_picture, tmp_path):
     )
     assert report == RestoreReport([tmp_path / "b.png"], {})
     (told,) = notes
-    assert told.startswith(f"{tmp_path / 'a.png'}: Upsample is not tile_safe or does not say so, and its tiles differ")
+    assert told.startswith(
+        f"{tmp_path / 'a.png'}: Upsample sees the whole image or does not say how far it sees: its tiles differ"
+    )
 
 
 # Files: where they go
@@ -233,12 +235,31 @@ def test_an_output_without_extension_is_a_folder(run, make_picture, tmp_path):
     assert below(tmp_path / "new") == ["folder/a.png"]
 
 
+def test_a_run_goes_on_where_results_exist(run, refused, make_picture, tmp_path):
+    for name in ("a.png", "below/b.png"):
+        make_picture(f"in/{name}")
+    flags = ("-i", tmp_path / "in", "-o", tmp_path / "out", "--recursive")
+    assert run(*flags)[0] == 0
+    (tmp_path / "out" / "a.png").write_bytes(b"as it was")
+    make_picture("in/c.png")
+    assert "--skip-existing to leave it" in refused(*flags)
+    status, out, err = run(*flags, "--skip-existing")
+    assert (status, err) == (0, ["2 of 3 left out: their results exist"])
+    assert [line.partition(":")[0] for line in out.splitlines()] == [str(tmp_path / "out" / "c.png")]
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"as it was"
+    assert run(*flags, "--skip-existing") == (0, "", ["3 of 3 left out: their results exist"])
+    make_picture("in/d.png")
+    (tmp_path / "out" / "d_comparison.png").write_bytes(b"")  # without a result: somebody else's
+    assert "d_comparison.png exists: " in refused(*flags, "--skip-existing", "--side-by-side")
+    assert "contradict each other" in refused(*flags, "--skip-existing", "--overwrite")
+
+
 def test_in_place_with_overwrite(run, make_picture, tmp_path):
     source = make_picture("in/a.png")
     before = source.read_bytes()
     status, _, err = run("-i", tmp_path / "in", "-o", tmp_path / "in")
     assert (status, len(err)) == (2, 1)
-    assert "a.png exists: give --overwrite to replace it, or another --output" in err[0]
+    assert "a.png exists: give --overwrite to replace it, --skip-existing to leave it, or another --output" in err[0]
     assert source.read_bytes() == before
     assert run("-i", tmp_path / "in", "-o", tmp_path / "in", "--overwrite")[0] == 0
     assert tuple(read_image(source).pixels.shape[2:]) == (12, 16)
@@ -356,8 +377,8 @@ def test_it_runs_as_a_command(checkpoint, make_picture, tmp_path):
     assert again.returncode == 2
     assert again.stdout == ""
     assert (
-        again.stderr
-        == f"claritycore: {tmp_path / 'b.png'} exists: give --overwrite to replace it, or another --output\n"
+        again.stderr == f"claritycore: {tmp_path / 'b.png'} exists: give --overwrite to replace it, "
+        "--skip-existing to leave it, or another --output\n"
     )
 
 

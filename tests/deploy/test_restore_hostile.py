@@ -213,7 +213,8 @@ def test_a_result_that_is_there(refused, make_picture, tmp_path):
         make_picture(name)
     line = refused("-i", tmp_path / "in", "-o", tmp_path / "out")
     assert (
-        line == f"{tmp_path / 'out' / 'b.png'} exists (and 1 more): give --overwrite to replace it, or another --output"
+        line == f"{tmp_path / 'out' / 'b.png'} exists (and 1 more): give --overwrite to replace it, "
+        "--skip-existing to leave it, or another --output"
     )
     assert "exists" in refused("-i", tmp_path / "in" / "a.png", "-o", tmp_path / "in" / "a.png")
 

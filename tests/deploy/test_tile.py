@@ -179,12 +179,12 @@ def test_auto_crops_where_that_is_exact_and_feathers_elsewhere(overlap, feathers
 
 def test_a_net_that_is_not_tile_safe_says_so():
     image = normal((1, 3, 80, 40))
-    with pytest.warns(UserWarning, match=r"^Contrast is not tile_safe or does not say so, .*: give a larger overlap"):
+    with pytest.warns(UserWarning, match=r"^Contrast sees the whole image or does not say .*: its tiles differ"):
         restored = restore_tiled(Contrast(), image, 32)
     assert tuple(restored.shape) == (1, 3, 80, 40)
     net = Blur(2)
     net.tile_safe = False
-    with pytest.warns(UserWarning, match=r"^Blur is not tile_safe"):
+    with pytest.warns(UserWarning, match=r"^Blur sees the whole image or does not say"):
         restore_tiled(net, image, 40)
     assert sorted(net.seen) == [(1, 3, 72, 40), (1, 3, 72, 40)]  # 32 pixels around
     restore_tiled(Contrast(), image, 80)  # whole: nothing to say
