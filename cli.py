@@ -25,7 +25,7 @@ from .deploy.summary import REPORTED_SIZE
 from .nets import AutoConfig, AutoModel, BaseConfig, inspect_checkpoint, list_models
 from .nets.base import stated
 from .nets.registry import nearest
-from .nets.shipped import shipped_weights
+from .nets.shipped import purpose, shipped_weights
 from .parsing import first_line, no_options, parse, taken
 from .training.presets import preset_names
 
@@ -64,9 +64,8 @@ def list_names(arguments: Sequence[str]) -> None:
     print("weights")
     for name in shipped_weights():
         net = AutoModel.from_pretrained(name)
-        scale = stated(net, "scale", 1)
         parameters = count_parameters(net)
-        print(f"  {name:<{width}}{type(net).__name__} for x{scale}, {parameters / 1e6:.2f} M parameters.")
+        print(f"  {name:<{width}}{purpose(name)}: {type(net).__name__}, {parameters / 1e6:.2f} M parameters.")
 
 
 def summary(arguments: Sequence[str]) -> None:

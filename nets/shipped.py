@@ -15,6 +15,16 @@ def shipped_weights() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
 
 
+def purpose(name: str) -> str:
+    """What shipped weights are for, as their card begins.
+
+    >>> purpose("claritycore-x4")
+    'Bicubic super-resolution by 4'
+    """
+    _, first, *_ = (FOLDER / f"{name}.md").read_text(encoding="utf-8").split("\n\n")
+    return " ".join(first.partition(":")[0].split())
+
+
 def shipped_for(scale: int) -> Path:
     """Find the shipped file that enlarges by `scale`.
 

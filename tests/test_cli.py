@@ -39,8 +39,11 @@ def test_list(capsys):
     printed = capsys.readouterr().out
     assert all(f"  {name} " in printed for name in [*BLOCKS, "rrdbnet", "rrdbnet-lite", "plksr", "span"])
     assert "16.92 M parameters" in printed
-    shipped = {f"claritycore-joint-x{scale}": f"RSFMoENet for x{scale}, 0.46 M" for scale in (1, 2)}
-    shipped["claritycore-x4"] = "PLKSR for x4, 0.94 M"
+    shipped = {
+        "claritycore-joint-x1": "Restoration of photographs at their size, .*: RSFMoENet, 0.46 M",
+        "claritycore-joint-x2": "Restoration and enlargement by 2 in one: RSFMoENet, 0.46 M",
+        "claritycore-x4": "Bicubic super-resolution by 4: PLKSR, 0.94 M",
+    }
     assert all(re.search(rf"^  {name} +{what} parameters\.$", printed, re.MULTILINE) for name, what in shipped.items())
 
 
