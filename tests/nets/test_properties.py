@@ -147,8 +147,8 @@ def test_compiles_and_exports(build, scale):
     torch._dynamo.reset()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(image), expected, rtol=1e-5, atol=1e-5)
-    if isinstance(net, UNet):
-        return  # whose export for all sizes is the next test, and for one size what ONNX files are made of
+    if isinstance(net, UNet) and scale == 4:
+        return  # which the next test exports for all sizes
     program = torch.export.export(net, (image,))
     torch.testing.assert_close(program.module()(image), expected, rtol=1e-5, atol=1e-5)
 
