@@ -44,6 +44,11 @@ from .fused import (
 from .operands import EPSILON, Layout, Operands, table_gradient
 
 WARPS = 8
+"""Of a program that goes over keys."""
+
+WARPS_OF_WHOLE_WINDOWS = 16
+"""The same in float32 where a window is one block: products without tensor cores hold their operands in registers,
+which eight warps of a multiprocessor have too few of (`python -m benchmarks.hopper --only window_attention`)."""
 
 PROGRAMS_PER_PROCESSOR = 4
 """The windows of an image are divided among programs until each multiprocessor has so many."""
@@ -313,6 +318,7 @@ class _Call:
         share = _Share.of(self.windows, self.batch * sizes.heads * sizes.keys_blocks, self.device)
         parts = self.batch * share.programs
         with_queries = sizes.queries_blocks == sizes.keys_blocks == 1 and x.tokens is None
+        whole = with_queries and x.qkv.element_size() == 4
         apart = queries != keys
         bias = None if x.bias_table is None else self._new(parts, sizes.heads, queries, keys)
         scales = None if x.logit_scale is None else self._new(parts, sizes.heads, sizes.keys_blocks)
@@ -321,7 +327,7 @@ class _Call:
             *(*maps_of(x), *self.saved, *self.parameters, *self.cuts, map_of(self.of_maps.queries)),
             *(*(map_of(part) for part in of_kv.chunk(2, -1)), bias, scales, share.windows, share.programs),
             WITH_QUERIES=with_queries, APART=apart, QUERIES_BLOCKS=sizes.queries_blocks, EPSILON=EPSILON, S=sizes,
-            num_warps=WARPS, num_stages=1,
+            num_warps=WARPS_OF_WHOLE_WINDOWS if whole else WARPS, num_stages=1,
         )  # fmt: skip
         if apart:
             self.of_maps.keys_and_values.copy_(self._together(of_kv))
