@@ -79,7 +79,7 @@ def forward(x: Operands, activation: str) -> tuple[Tensor, Groups]:
     _, channels, slots, experts, hidden = x.sizes
     groups = group_by_expert(in_range(x.indices, experts), experts)
     offsets = groups.offsets.tolist()
-    rows, token = x.x.to(x.dtype), groups.order // slots
+    rows, token = _side_by_side(x.x, x), groups.order // slots
     w1, b1, w2, b2 = (v.to(x.dtype) for v in x[3:])
     buffer = rows.new_empty(min(ROWS, len(token)), hidden)
     out = rows.new_empty(len(token), channels)
@@ -97,7 +97,7 @@ def backward(
     _, channels, slots, _, hidden = x.sizes
     wants = dict(zip(DIFFERENTIABLE, wanted, strict=True))
     w1, b1, w2, b2 = (v.to(x.dtype) for v in x[3:])
-    rows, pulls, token = x.x.to(x.dtype), grad_y.to(x.dtype), groups.order // slots
+    rows, pulls, token = _side_by_side(x.x, x), _side_by_side(grad_y, x), groups.order // slots
     gates = x.weights.to(x.dtype).flatten().index_select(0, groups.order)
     offsets = groups.offsets.tolist()
     of_row, of_gate = rows.new_empty(len(token), channels), rows.new_empty(len(token))
@@ -129,6 +129,11 @@ def backward(
     if wants["weights"]:
         gradients["weights"] = of_gate.index_select(0, groups.inverse()).view(x.weights.shape)
     return x.like(gradients)
+
+
+def _side_by_side(rows: Tensor, x: Operands) -> Tensor:
+    """The channels of each token beside each other: in a map they lie far apart, and gathering costs many copies."""
+    return rows.to(x.dtype).contiguous()
 
 
 def _pieces(offsets: Sequence[int]) -> Iterator[tuple[int, slice]]:
