@@ -30,6 +30,7 @@ from .frequency_bands import (
     laid_out,
     laplacian_parts,
 )
+from .initialisation import fill
 from .precision import at_least_float32, without_autocast
 from .pyramid import merge_laplacian_pyramid
 
@@ -152,10 +153,13 @@ class FreqSplit2d(nn.Module):
     def reset_parameters(self) -> None:
         """Start every cutoff at the one that was asked for, whatever the condition."""
         if self.cutoff_logit is not None:
-            start = torch.tensor(self.cutoff, dtype=torch.float64)
-            self.cutoff_logit.copy_(torch.logit((start - LOWEST) / (HIGHEST_CUTOFF - LOWEST)))
+            fill(self.cutoff_logit, self._start_at_cutoff)
         if self.condition is not None:
-            self.condition.weight.zero_()
+            fill(self.condition.weight, nn.init.zeros_)
+
+    def _start_at_cutoff(self, logit: Tensor) -> None:
+        start = torch.tensor(self.cutoff, dtype=torch.float64)
+        logit.copy_(torch.logit((start - LOWEST) / (HIGHEST_CUTOFF - LOWEST)))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> FreqBands:
         check_feature_map(x, self.channels, self)

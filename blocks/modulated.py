@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ..kernels import modulate, modulated_conv2d, noise_bias_act
 from ..kernels.memory_format import in_format_of
 from .checks import check_choice, check_feature_map, check_odd, check_positive
+from .initialisation import fill
 from .noise_injection import NoiseField, NoiseInjection
 from .precision import at_least_float32, without_autocast
 
@@ -73,10 +74,11 @@ class ModulatedConv2d(nn.Module):
         half = kernel_size // 2
         self.receptive_radius = {None: half, "up": max(1, half), "down": half + 1}[resample]
         self.tile_multiple = 2 if resample == "down" else 1
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
+        fill(self.weight, nn.init.normal_)
         self.modulation = nn.Linear(style_channels, in_channels)
-        nn.init.normal_(self.modulation.weight)
-        nn.init.ones_(self.modulation.bias)
+        fill(self.modulation.weight, nn.init.normal_)
+        fill(self.modulation.bias, nn.init.ones_)
         self.register_load_state_dict_pre_hook(_in_our_layout)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..kernels.expert_routing import expert_mlp
 from .experts import PointwiseExpert
+from .initialisation import fill
 from .moe_dispatch import Assignment
 
 
@@ -30,13 +31,20 @@ class StackedExperts(nn.Module):
 
     def __init__(self, experts: Sequence[PointwiseExpert]) -> None:
         super().__init__()
-        self.w1 = nn.Parameter(torch.stack([expert.fc1.weight.detach() for expert in experts]))
-        self.b1 = nn.Parameter(torch.stack([expert.fc1.bias.detach() for expert in experts]))
-        self.w2 = nn.Parameter(torch.stack([expert.fc2.weight.detach() for expert in experts]))
-        self.b2 = nn.Parameter(torch.stack([expert.fc2.bias.detach() for expert in experts]))
+        self.w1 = _stacked([expert.fc1.weight for expert in experts])
+        self.b1 = _stacked([expert.fc1.bias for expert in experts])
+        self.w2 = _stacked([expert.fc2.weight for expert in experts])
+        self.b2 = _stacked([expert.fc2.bias for expert in experts])
 
     def forward(self, tokens: Tensor, assignment: Assignment) -> Tensor:
         return expert_mlp(tokens, assignment.weights, assignment.indices, self.w1, self.b1, self.w2, self.b2)
 
     def extra_repr(self) -> str:
         return f"{self.w1.shape[0]}, {self.w1.shape[2]}, hidden={self.w1.shape[1]}"
+
+
+def _stacked(parameters: Sequence[Tensor]) -> nn.Parameter:
+    each = [parameter.detach() for parameter in parameters]
+    stacked = each[0].new_empty(len(each), *each[0].shape)
+    fill(stacked, lambda out: torch.stack(each, out=out))
+    return nn.Parameter(stacked)

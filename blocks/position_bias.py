@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_choice
+from .initialisation import fill
 
 PositionBias = Literal["table", "cpb", "dynamic"]
 
@@ -41,7 +42,7 @@ class TableBias(nn.Module):
         return self.relative_position_bias_table
 
     def reset_parameters(self) -> None:
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        fill(self.relative_position_bias_table, nn.init.trunc_normal_, std=0.02)
 
 
 class ContinuousBias(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels import depthwise_conv2d
+from .initialisation import fill
 from .rep_algebra import Affine, Size, affine_of, delta, double, neutralise, spread
 from .safe_conv import SafeConv2d
 
@@ -266,7 +267,8 @@ class Edge(Branch):
         super().__init__()
         self.edge, self.stride, self.pads_itself = edge, common.stride, common.zeros
         self.conv = nn.Conv2d(in_channels, out_channels, 1, groups=common.groups, bias=False)
-        self.scale = nn.Parameter(1e-3 * torch.randn(out_channels))
+        self.scale = nn.Parameter(torch.empty(out_channels))
+        fill(self.scale, nn.init.normal_, std=1e-3)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if common.bias else None
         self.norm = common.norm_of(out_channels)
 

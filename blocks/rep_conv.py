@@ -6,7 +6,6 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from .checks import check_choice, check_feature_map, check_positive
 from .padding import PaddingMode, pad_same
@@ -237,8 +236,7 @@ class RepConv2d(Reparameterizable):
         padding = (size[0] // 2, size[1] // 2) if self.padding_mode == "zeros" else 0
         options = {"stride": self.stride, "padding": padding, "groups": self.groups, "bias": bias is not None}
         channels = self.in_channels, self.out_channels
-        conv = skip_init(SameConv2d, *channels, size, **options, device=kernel.device, dtype=kernel.dtype)
-        conv = cast(SameConv2d, conv)
+        conv = SameConv2d(*channels, size, **options, device="meta")  # where nothing is drawn
         conv.weight = nn.Parameter(kernel)
         if bias is not None:
             conv.bias = nn.Parameter(bias)

@@ -12,6 +12,7 @@ from ..kernels.memory_format import in_format_of
 from ..kernels.selective_scan import LARGEST_STATE
 from ..kernels.selective_scan_2d import DIRECTIONS, Direction, selective_scan_2d
 from .checks import check_feature_map, check_odd, check_positive
+from .initialisation import fill
 from .norm import RMSNorm2d
 from .precision import at_least_float32
 
@@ -135,11 +136,9 @@ class SelectiveScan2d(nn.Module):
         for layer in (self.in_proj, self.conv2d, self.out_norm, self.out_proj):
             layer.reset_parameters()
         for weight, fan_in in ((self.x_proj_weight, self.d_inner), (self.dt_projs_weight, self.dt_rank)):
-            nn.init.uniform_(weight, -(fan_in**-0.5), fan_in**-0.5)
-        low, high = map(math.log, FIRST_STEPS)
-        steps = torch.empty_like(self.dt_projs_bias).uniform_(low, high).exp()
-        self.dt_projs_bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # softplus of it is the step
-        self.A_logs.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_logs))
+            fill(weight, nn.init.uniform_, a=-(fan_in**-0.5), b=fan_in**-0.5)
+        fill(self.dt_projs_bias, _draw_steps)
+        fill(self.A_logs, lambda a: a.copy_(torch.arange(1, self.d_state + 1).log().expand_as(a)))
         self.Ds.fill_(1)
 
     def extra_repr(self) -> str:
@@ -211,6 +210,12 @@ class SSMGlobalMixer(nn.Module):
         check_feature_map(x, self.channels, self)
         gate = self.gate.to(x.dtype)[:, None, None]
         return torch.addcmul(x, gate, self.scan(self.norm(x)))
+
+
+def _draw_steps(bias: Tensor) -> None:
+    """Fill with numbers whose softplus is a step that a scan may start with."""
+    steps = bias.uniform_(*map(math.log, FIRST_STEPS)).exp()
+    bias.copy_(steps + torch.log(-torch.expm1(-steps)))
 
 
 def _rank(dt_rank: int | str, channels: int) -> int:

@@ -48,37 +48,11 @@ def narrow(
 def under_autocast(
     operands: Mapping[str, Tensor | None], varying: Sequence[str], device: torch.device, constant_axes: int = 2
 ) -> dict[str, Any]:
-    """Do for a form that is no operator what `register_autocast` does for operators."""
+    """Do for a form that is no operator what `Operator.register_autocast` does for operators."""
     if not torch.is_autocast_enabled(device.type):
         return dict(operands)
     dtype = torch.get_autocast_dtype(device.type)
     return dict(zip(operands, narrow(operands, varying, dtype, constant_axes), strict=True))
-
-
-def register_autocast(
-    name: str, op: Callable[..., Any], operands: Sequence[str], varying: Sequence[str], constant_axes: int = 2
-) -> None:
-    """Cast what varies over time or pixels to the dtype of autocast; parameters and states stay, as does float64.
-
-    Args:
-        name: the qualified name of the op.
-        op: the op itself.
-        operands: the names of its first arguments.
-        varying: which of them may be cast.
-        constant_axes: what has no more axes than these does not vary.
-    """
-
-    def register(device_type: str, key: str) -> None:
-        @torch.library.impl(name, key)
-        def _(*inputs: Any) -> Any:
-            dtype = torch.get_autocast_dtype(device_type)
-            count = len(operands)
-            cast = narrow(dict(zip(operands, inputs[:count], strict=True)), varying, dtype, constant_axes)
-            with torch.autocast(device_type, enabled=False):
-                return op(*cast, *inputs[count:])
-
-    register("cpu", "AutocastCPU")
-    register("cuda", "AutocastCUDA")
 
 
 def refuse_second_derivative(name: str) -> Callable[..., NoReturn]:

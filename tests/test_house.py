@@ -294,6 +294,27 @@ def test_importing_the_command_line_leaves_the_slow_parts_of_torch_alone():
     assert run.stdout.split() == []
 
 
+def test_torchs_compiler_is_not_loaded_to_make_nets_and_to_run_one():
+    code = """
+import sys, torch
+from claritycore.blocks import reparameterize_model
+from claritycore.nets import AutoConfig, AutoModel, list_models
+
+with torch.device("meta"):
+    for name in list_models():
+        AutoConfig.from_name(name).build()
+for name in ("claritycore-x4", "claritycore-joint-x1", "claritycore-joint-x2"):
+    net = reparameterize_model(AutoModel.from_pretrained(name).eval())
+    with torch.no_grad():
+        net(torch.rand(1, 3, 16, 16))
+net = AutoModel.from_config(AutoConfig.from_name("harmonic-tiny"))
+net(torch.rand(1, 3, 16, 16)).sum().backward()
+print(*{"torch._dynamo", "torch.fx.experimental.symbolic_shapes", "sympy"} & {*sys.modules})
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
 def test_importing_blocks_and_kernels_loads_torch_and_nothing_else():
     def loaded(module: str) -> set[str]:
         code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"

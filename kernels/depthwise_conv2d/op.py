@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..activations import Activation
 from ..dispatch import Backend, Kernel
-from ..operand_rules import fold, refuse_second_derivative, register_autocast, those_wanted, under_autocast, unfold
+from ..operand_rules import fold, refuse_second_derivative, those_wanted, under_autocast, unfold
+from ..registration import operator
 from .operands import SIGN_SUFFICES, Operands, check_operands
 from .reference import depthwise_conv2d_reference
 
@@ -99,14 +100,14 @@ def depthwise_conv2d_bytes(
     return itemsize * channels * (maps * batch * height * width + weights * kernel_height * kernel_width)
 
 
-@torch.library.custom_op("claritycore::depthwise_conv2d", mutates_args=())
+@operator("depthwise_conv2d")
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, form: str) -> Tensor:
     if x.numel() == 0:
         return torch.empty_like(x)
     return KERNEL.form(form).forward(Operands(x, weight, bias), activation)
 
 
-@torch.library.custom_op("claritycore::depthwise_conv2d_backward", mutates_args=())
+@operator("depthwise_conv2d_backward")
 def _convolution_backward(
     x: Tensor,
     weight: Tensor,
@@ -152,7 +153,7 @@ def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 _convolution.register_autograd(_differentiate, setup_context=_save)
 _convolution_backward.register_autograd(refuse_second_derivative("depthwise_conv2d"))
-register_autocast("claritycore::depthwise_conv2d", _convolution, Operands._fields, OVER_PIXELS)
+_convolution.register_autocast(Operands._fields, OVER_PIXELS)
 
 
 # vmap folds its dimension into the channels: the gradients of each call's weight then stay apart.

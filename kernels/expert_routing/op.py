@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, Kernel
-from ..operand_rules import fold, refuse_second_derivative, register_autocast, unfold
+from ..operand_rules import fold, refuse_second_derivative, unfold
+from ..registration import operator
 from .operands import check_logits
 from .reference import route_top_k_reference
 
@@ -69,14 +70,14 @@ def route_top_k_flops(tokens: int, experts: int, k: int) -> int:
     return tokens * experts * (4 + k)
 
 
-@torch.library.custom_op("claritycore::route_top_k", mutates_args=())
+@operator("route_top_k")
 def _route(logits: Tensor, bias: Tensor | None, k: int, form: str) -> tuple[Tensor, Tensor]:
     if logits.numel() == 0:
         return _empty_choice(logits, k)
     return KERNEL.form(form).route(logits, k, bias)
 
 
-@torch.library.custom_op("claritycore::route_top_k_backward", mutates_args=())
+@operator("route_top_k_backward")
 def _route_backward(logits: Tensor, indices: Tensor, grad: Tensor, form: str) -> Tensor:
     if logits.numel() == 0:
         return torch.empty_like(logits)
@@ -104,7 +105,7 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | N
 
 _route.register_autograd(_differentiate, setup_context=_save)
 _route_backward.register_autograd(refuse_second_derivative("route_top_k"))
-register_autocast("claritycore::route_top_k", _route, (), ())  # which only keeps it from products inside
+_route.register_autocast()
 
 
 # vmap folds its dimension into the tokens, of which none sees another.

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..activations import Activation
 from ..dispatch import Backend
-from ..operand_rules import fold, refuse_second_derivative, register_autocast, under_autocast, unfold
+from ..operand_rules import fold, refuse_second_derivative, under_autocast, unfold
+from ..registration import operator
 from .op import KERNEL
 from .operands import DIFFERENTIABLE, Groups, Operands, check_operands, group_by_expert, in_range
 from .reference import expert_mlp_reference
@@ -103,7 +104,7 @@ def expert_mlp_bytes(
     return 8 * tokens * k + itemsize * values * (2 if backward else 1)
 
 
-@torch.library.custom_op("claritycore::expert_mlp", mutates_args=())
+@operator("expert_mlp")
 def _experts(
     x: Tensor,
     weights: Tensor,
@@ -124,7 +125,7 @@ def _experts(
     return y, groups.order, groups.offsets
 
 
-@torch.library.custom_op("claritycore::expert_mlp_backward", mutates_args=())
+@operator("expert_mlp_backward")
 def _experts_backward(
     x: Tensor,
     weights: Tensor,
@@ -184,7 +185,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, *_: Tensor | None) -> tuple[Tensor 
 
 _experts.register_autograd(_differentiate, setup_context=_save)
 _experts_backward.register_autograd(refuse_second_derivative("expert_mlp"))
-register_autocast("claritycore::expert_mlp", _experts, Operands._fields, OVER_TOKENS, constant_axes=1)
+_experts.register_autocast(Operands._fields, OVER_TOKENS, constant_axes=1)
 
 
 # vmap folds its dimension into the tokens, and into the experts: the gradients of each call's then stay apart.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, Kernel
-from ..operand_rules import fold, register_autocast, unfold
+from ..operand_rules import fold, unfold
+from ..registration import operator
 from .operands import check_bands, check_map, deviations, empty_map, radius_of
 from .reference import blur_split_reference, haar_merge_reference, haar_split_reference
 
@@ -161,26 +162,26 @@ def frequency_split_bytes(
     return itemsize * batch * channels * height * width * maps * (2 if backward else 1)
 
 
-@torch.library.custom_op("claritycore::blur_split", mutates_args=())
+@operator("blur_split")
 def _blur(x: Tensor, sigma: Sequence[float], form: str) -> tuple[Tensor, Tensor]:
     if x.numel() == 0:
         return torch.empty_like(x), torch.empty_like(x)
     return KERNEL.form(form).blur_split(x, sigma)
 
 
-@torch.library.custom_op("claritycore::blur_split_adjoint", mutates_args=())
+@operator("blur_split_adjoint")
 def _blur_adjoint(low: Tensor, high: Tensor, sigma: Sequence[float], form: str) -> Tensor:
     if low.numel() == 0:
         return torch.empty_like(low)
     return KERNEL.form(form).blur_split_adjoint(low, high, sigma)
 
 
-@torch.library.custom_op("claritycore::haar_split", mutates_args=())
+@operator("haar_split")
 def _split(x: Tensor, repeat: bool, form: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _empty_bands(x) if x.numel() == 0 else KERNEL.form(form).haar_split(x, repeat)
 
 
-@torch.library.custom_op("claritycore::haar_merge", mutates_args=())
+@operator("haar_merge")
 def _merge(ll: Tensor, lh: Tensor, hl: Tensor, hh: Tensor, size: Sequence[int], fold: bool, form: str) -> Tensor:
     return empty_map(ll, *size) if ll.numel() == 0 else KERNEL.form(form).haar_merge((ll, lh, hl, hh), size, fold)
 
@@ -235,11 +236,6 @@ def _map_over(op: Any, tensors: int) -> None:
     op.register_vmap(over)
 
 
-for name, op, tensors in (
-    ("blur_split", _blur, 1),
-    ("blur_split_adjoint", _blur_adjoint, 2),
-    ("haar_split", _split, 1),
-    ("haar_merge", _merge, 4),
-):
+for op, tensors in ((_blur, 1), (_blur_adjoint, 2), (_split, 1), (_merge, 4)):
     _map_over(op, tensors)
-    register_autocast(f"claritycore::{name}", op, (), ())  # which only keeps it from products inside
+    op.register_autocast()

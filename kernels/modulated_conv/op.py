@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, Kernel
-from ..operand_rules import fold, register_autocast, those_wanted, unfold
+from ..operand_rules import fold, those_wanted, unfold
+from ..registration import operator
 from .fallback import gradients_of, slope_of
 from .operands import GAINS, Activation, Operands, check_epilogue
 from .reference import noise_bias_act_reference
@@ -93,7 +94,7 @@ def noise_bias_act_bytes(
     return itemsize * batch * height * width * (maps * channels + 1 + backward)
 
 
-@torch.library.custom_op("claritycore::noise_bias_act", mutates_args=())
+@operator("noise_bias_act")
 def _epilogue(
     x: Tensor,
     bias: Tensor | None,
@@ -110,7 +111,7 @@ def _epilogue(
     return KERNEL.form(form).forward(Operands(x, bias, noise, strength, demodulation), activation, gain, clamp)
 
 
-@torch.library.custom_op("claritycore::noise_bias_act_backward", mutates_args=())
+@operator("noise_bias_act_backward")
 def _epilogue_backward(
     x: Tensor,
     bias: Tensor | None,
@@ -194,4 +195,4 @@ def _calls(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor | Non
     return [[x if x is None or dim is None else x.select(dim, i) for x, dim in each] for i in range(size)]
 
 
-register_autocast("claritycore::noise_bias_act", _epilogue, (), ())
+_epilogue.register_autocast()

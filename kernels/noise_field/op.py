@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, Kernel
-from ..operand_rules import fold, register_autocast, unfold
+from ..operand_rules import fold, unfold
+from ..registration import operator
 from .operands import check_map, check_place, numbers_of, plain
 from .reference import noise_field_reference
 
@@ -88,7 +89,7 @@ def noise_field_bytes(batch: int, height: int, width: int, *, itemsize: int = 4)
     return itemsize * batch * height * width
 
 
-@torch.library.custom_op("claritycore::noise_field", mutates_args=())
+@operator("noise_field")
 def _noise(
     samples: Tensor, seed: int, layer: int, size: Sequence[int], offset: Sequence[int], dtype: torch.dtype, form: str
 ) -> Tensor:
@@ -109,4 +110,4 @@ def _(info: Any, dims: tuple[int | None, ...], samples: Tensor, *place: Any) -> 
     return unfold(_noise(fold(samples, dims[0], 0, info.batch_size), *place), 0, info.batch_size), 0
 
 
-register_autocast("claritycore::noise_field", _noise, (), ())
+_noise.register_autocast()

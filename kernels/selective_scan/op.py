@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, Kernel
-from ..operand_rules import fold, refuse_second_derivative, register_autocast, under_autocast, unfold
+from ..operand_rules import fold, refuse_second_derivative, under_autocast, unfold
+from ..registration import operator
 from .operands import Operands, check_operands
 from .reference import selective_scan_reference
 
@@ -117,7 +118,7 @@ def selective_scan_exponentials(batch: int, channels: int, length: int, state: i
     return (2 if backward else 1) * batch * channels * length * state
 
 
-@torch.library.custom_op("claritycore::selective_scan", mutates_args=())
+@operator("selective_scan")
 def _scan(
     u: Tensor,
     delta: Tensor,
@@ -137,7 +138,7 @@ def _scan(
     return KERNEL.form(form).forward(x, delta_softplus, reverse, out_dtype or u.dtype)
 
 
-@torch.library.custom_op("claritycore::selective_scan_backward", mutates_args=())
+@operator("selective_scan_backward")
 def _scan_backward(
     u: Tensor,
     delta: Tensor,
@@ -189,7 +190,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, grad_last_state: Tensor, _: Any) ->
 
 _scan.register_autograd(_differentiate, setup_context=_save)
 _scan_backward.register_autograd(refuse_second_derivative("selective_scan"))
-register_autocast("claritycore::selective_scan", _scan, Operands._fields, OVER_TIME)
+_scan.register_autocast(Operands._fields, OVER_TIME)
 
 
 # vmap folds its dimension into the channels, as more groups: the gradients of A, D and the bias then stay apart.

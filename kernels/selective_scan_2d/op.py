@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, Kernel
-from ..operand_rules import refuse_second_derivative, register_autocast, under_autocast
+from ..operand_rules import refuse_second_derivative, under_autocast
+from ..registration import operator
 from ..selective_scan import selective_scan_exponentials, selective_scan_flops
 from .operands import DIRECTIONS, Direction, Operands2d, check_operands
 from .reference import selective_scan_2d_reference
@@ -139,7 +140,7 @@ def selective_scan_2d_exponentials(
     return selective_scan_exponentials(batch, directions * channels, height * width, state, backward=backward)
 
 
-@torch.library.custom_op("claritycore::selective_scan_2d", mutates_args=())
+@operator("selective_scan_2d")
 def _scan(
     x: Tensor,
     delta: Tensor,
@@ -158,7 +159,7 @@ def _scan(
     return KERNEL.form(form).forward(operands, directions, delta_softplus, merge)
 
 
-@torch.library.custom_op("claritycore::selective_scan_2d_backward", mutates_args=())
+@operator("selective_scan_2d_backward")
 def _scan_backward(
     x: Tensor,
     delta: Tensor,
@@ -211,7 +212,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, _: Any) -> tuple[Tensor | None, ...
 
 _scan.register_autograd(_differentiate, setup_context=_save)
 _scan_backward.register_autograd(refuse_second_derivative("selective_scan_2d"))
-register_autocast("claritycore::selective_scan_2d", _scan, Operands2d._fields, OVER_PIXELS)
+_scan.register_autocast(Operands2d._fields, OVER_PIXELS)
 
 
 # vmap is a loop: the calls may differ in A, whose gradients must stay apart, while all directions of one share x.

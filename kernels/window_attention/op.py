@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, Kernel
-from ..operand_rules import fold, refuse_second_derivative, register_autocast, those_wanted, under_autocast, unfold
+from ..operand_rules import fold, refuse_second_derivative, those_wanted, under_autocast, unfold
+from ..registration import operator
 from .operands import Layout, Operands, check_operands
 from .operands_heads import fold_heads, folded, parts_of, unfold_heads, with_heads_of_all
 from .reference import attend
@@ -162,7 +163,7 @@ def _attend(x: Operands, layout: Layout, scale: float | None, backend: Backend) 
     return _attention(*x, *layout, form)[0]
 
 
-@torch.library.custom_op("claritycore::window_attention", mutates_args=())
+@operator("window_attention")
 def _attention(
     qkv: Tensor,
     kv: Tensor | None,
@@ -186,7 +187,7 @@ def _attention(
     return KERNEL.form(form).forward(x, layout)
 
 
-@torch.library.custom_op("claritycore::window_attention_backward", mutates_args=())
+@operator("window_attention_backward")
 def _attention_backward(
     qkv: Tensor,
     kv: Tensor | None,
@@ -251,7 +252,7 @@ def _differentiate(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor |
 
 _attention.register_autograd(_differentiate, setup_context=_save)
 _attention_backward.register_autograd(refuse_second_derivative("window_attention"))
-register_autocast("claritycore::window_attention", _attention, Operands._fields, OVER_PIXELS)
+_attention.register_autocast(Operands._fields, OVER_PIXELS)
 
 
 # vmap folds its dimension into the heads: the gradients of each call's table then stay apart.
