@@ -1,13 +1,18 @@
 """Which files a run restores, and where each result goes: settled, or refused, before any work begins."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from ..images.encoding import FORMATS
 
 KINDS = "PNG, TIFF, JPEG, WebP or BMP"
+UNREAD = (
+    *(".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".psd", ".exr", ".ppm", ".pgm", ".tga"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+)
+"""Endings of pictures that are not read: passing over one of them is told, of other files it is not."""
 COMPARISON = "_comparison"
 WILD = {"*", "?", "["}
 
@@ -30,11 +35,16 @@ class Job(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A picture and its place below the folder that was given; a file that was given by name has no folder."""
+    """A file and its place below the folder that was given; a file that was given by name has no folder."""
 
     source: Path
     below: Path
     by_name: bool
+
+    @property
+    def ending(self) -> str:
+        """The end of its name, as formats have it."""
+        return self.source.suffix.lower()
 
 
 def plan_jobs(
@@ -47,6 +57,7 @@ def plan_jobs(
     recursive: bool = False,
     overwrite: bool = False,
     skip_existing: bool = False,
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[Job]:
     """Find the pictures and decide where their results go.
 
@@ -63,6 +74,7 @@ def plan_jobs(
         recursive: look into the folders of folders.
         overwrite: results may replace files; else one that exists is refused.
         skip_existing: pictures whose results exist are not refused: `Job.done` says which they are.
+        note: called with a line for pictures of a folder or pattern that are of other formats.
 
     Raises:
         FileNotFoundError: if an input does not exist.
@@ -75,7 +87,7 @@ def plan_jobs(
         if not os.fspath(given):
             raise ValueError(f"{flag} must be a path, got ''; the current folder is '.'")
     output = Path(output)
-    found = _found(inputs, output, recursive)
+    found = _found(inputs, output, recursive, note)
     to_file = len(found) == 1 and found[0].by_name and bool(output.suffix) and not output.is_dir()
     if to_file:
         if suffix or ext:
@@ -93,14 +105,20 @@ def plan_jobs(
     return jobs
 
 
-def _found(inputs: Sequence[str | os.PathLike[str]], output: Path, recursive: bool) -> list[Found]:
+def _found(
+    inputs: Sequence[str | os.PathLike[str]], output: Path, recursive: bool, note: Callable[[str], None]
+) -> list[Found]:
     """List the pictures, each once, in the order that they were given in."""
     found: dict[str, Found] = {}
     for given in inputs:
-        items = _matches(Path(given), output, recursive)
+        matches = _matches(Path(given), output, recursive)
+        items = [item for item in matches if item.by_name or item.ending in FORMATS]
         if not items:
             hint = "" if recursive or not Path(given).is_dir() else "; --recursive looks into its folders"
             raise ValueError(f"{given}: no {KINDS} file there{hint}")
+        if others := [item.source.name for item in matches if not item.by_name and item.ending in UNREAD]:
+            more = f" and {len(others) - 1} more" if others[1:] else ""
+            note(f"{given}: {others[0]}{more} left out: only {KINDS} is read")
         for item in items:
             found.setdefault(os.path.realpath(item.source), item)
     if not found:
@@ -109,6 +127,7 @@ def _found(inputs: Sequence[str | os.PathLike[str]], output: Path, recursive: bo
 
 
 def _matches(path: Path, output: Path, recursive: bool) -> list[Found]:
+    """All files that an input stands for, pictures or not, but hidden ones and results."""
     if path.is_dir():
         base, paths = path, _below(path) if recursive else path.iterdir()
     elif os.path.lexists(path):
@@ -124,8 +143,7 @@ def _matches(path: Path, output: Path, recursive: bool) -> list[Found]:
     return [
         Found(path, below, by_name=False)
         for path, below in sorted((path, path.relative_to(base)) for path in paths)
-        if path.suffix.lower() in FORMATS
-        and not path.is_dir()
+        if not path.is_dir()
         and not any(part.startswith(".") for part in below.parts)
         and not (results and path.resolve().is_relative_to(results))
     ]

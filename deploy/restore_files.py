@@ -93,7 +93,7 @@ def restore_files(
     """
     options = options or RestoreOptions()
     names = {name: getattr(options, name) for name in ("suffix", "ext", "recursive", "overwrite", "skip_existing")}
-    planned = plan_jobs(inputs, output, comparison=options.side_by_side, **names)
+    planned = plan_jobs(inputs, output, comparison=options.side_by_side, note=note, **names)
     jobs = [job for job in planned if not (options.skip_existing and job.done)]
     if len(jobs) < len(planned):
         note(f"{len(planned) - len(jobs)} of {len(planned)} left out: their results exist")

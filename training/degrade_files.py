@@ -87,7 +87,7 @@ def degrade_files(
         output: a folder, made if it is missing, which gets the folders below the inputs too; for one file also a file.
         options: how.
         tell: called with a line for each file that was written.
-        note: called with a line for each picture that failed.
+        note: called with a line for each picture that failed, and for those of formats that are not read.
         progress: called with what is being done.
 
     Returns:
@@ -111,7 +111,7 @@ def degrade_files(
     device, recipe = find_device(options.device), find_recipe(options.recipe)
     to_file = len(inputs) == 1 and Path(inputs[0]).is_file() and bool(output.suffix) and not output.is_dir()
     ext, recursive = None if to_file else options.ext, options.recursive
-    jobs = plan_jobs(inputs, output, ext=ext, recursive=recursive, overwrite=options.overwrite)
+    jobs = plan_jobs(inputs, output, ext=ext, recursive=recursive, overwrite=options.overwrite, note=note)
     if to_file and FORMATS[output.suffix.lower()].name == "JPEG":
         raise ValueError(f"{output} would be compressed once more: give a name that ends in .png or .tif")
     lines = output.with_suffix(".jsonl") if to_file else output / DRAWN

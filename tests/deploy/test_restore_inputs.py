@@ -32,6 +32,23 @@ def test_a_folder_that_cannot_be_looked_into_is_told(refused, make_picture, monk
     assert message == f"{tmp_path / 'in' / 'locked'} cannot be read: Permission denied"
 
 
+@pytest.mark.parametrize("pattern", ["in", "in/*"])
+def test_a_picture_of_a_format_that_is_not_read_is_told(run, make_picture, tmp_path, pattern):
+    make_picture("in/a.png")
+    for name in ("moving.GIF", "telephone.heic", "notes.txt", ".hidden.gif"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    status, out, err = run("-i", tmp_path / pattern, "-o", tmp_path / "out")
+    assert (status, len(out.splitlines())) == (0, 1)
+    told = "moving.GIF and 1 more left out: only PNG, TIFF, JPEG, WebP or BMP is read"
+    assert err == [f"{tmp_path / pattern}: {told}"]
+    (tmp_path / "in" / "moving.GIF").unlink()
+    assert run("-i", tmp_path / pattern, "-o", tmp_path / "out", "--overwrite")[2] == [
+        f"{tmp_path / pattern}: telephone.heic left out: only PNG, TIFF, JPEG, WebP or BMP is read"
+    ]
+    by_name = run("-i", tmp_path / "in" / "telephone.heic", tmp_path / "in" / "a.png", "-o", tmp_path / "named")
+    assert (by_name[0], len(by_name[1].splitlines()), len(by_name[2])) == (2, 1, 2)  # it fails, and is counted
+
+
 def test_a_quality_that_a_format_has_not_is_told(run, make_picture, tmp_path):
     status, _, err = run("-i", make_picture("a.png"), "-o", tmp_path / "b.png", "--quality", "50")
     assert (status, err) == (0, [f"{tmp_path / 'b.png'}: --quality is of JPEG and WebP; PNG keeps every value"])
