@@ -26,6 +26,10 @@ TEMPLATE = Path(__file__).parent / "models_template.md"
 PAGE = Path(__file__).parents[1] / "MODELS.md"
 HEIGHT, WIDTH = REPORTED_SIZE
 SHOWN_SCALES = tuple(scale for scale in SCALES if scale > 1)
+QUOTED = 4
+"""The scale of what is told for one scale alone."""
+OURS = ("swin-unet", "hersr", "harmonic", "rsfmoe")
+"""Families that are of no paper, but build on what papers have."""
 
 
 def document() -> str:
@@ -39,14 +43,19 @@ def document() -> str:
 
 def quick_reference(*families: str) -> str:
     """Fill in a line for each family: its sizes, and where to read on."""
-    lines = [["net", "task", "parameters at x4", "scales", "paper", "what it is"]]
+    lines = [["net", "task", f"parameters at x{QUOTED}", "scales", "paper", "what it is"]]
     for family in families:
         names = _names_of(family)
-        counts = ", ".join(f"{_millions(_counts(AutoConfig.from_name(name))[0])} `{name}`" for name in names)
-        net = type(_net(family))
+        counts = ", ".join(
+            f"{_millions(_counts(AutoConfig.from_name(name, scale=QUOTED))[0])} `{name}`" for name in names
+        )
+        net = type(_build(AutoConfig.from_name(family)))
         told = inspect.getdoc(net) or ""
         paper, number = re.search(r"Source:\s+(\w+) \(arXiv:([\d.]+)\)", told).groups()  # pyright: ignore[reportOptionalMemberAccess]
-        link, page = f"[{net.__name__}](#{net.__name__.lower()})", f"[{paper}](https://arxiv.org/abs/{number})"
+        link, page = (
+            f"[{net.__name__}](#{net.__name__.lower()})",
+            f"{'ours, after ' if family in OURS else ''}[{paper}](https://arxiv.org/abs/{number})",
+        )
         scales = ", ".join(map(str, SCALES))
         lines.append([link, "super-resolution, restoration", counts, scales, page, told.partition("\n")[0]])
     return _table(lines)
@@ -65,17 +74,19 @@ def config_fields(family: str) -> str:
 
 
 def sizes(*names: str) -> str:
-    """What the nets of some names cost: parameters by scale, and the rest at x4."""
-    costs = f"multiply-adds for {WIDTH} x {HEIGHT} at x4, deployed"
+    """What the nets of some names cost: parameters by scale, and the rest at QUOTED."""
+    costs = f"multiply-adds for {WIDTH} x {HEIGHT} at x{QUOTED}, deployed"
     header = ["name", "fields", *(f"x{scale}" for scale in SHOWN_SCALES), costs, "receptive radius", "tiles"]
     lines = [header]
     for name in names:
         counts = [_counted(name, scale) for scale in SHOWN_SCALES]
-        net = _net(name).eval()
+        net = _build(AutoConfig.from_name(name, scale=QUOTED)).eval()
         tiles = "exact" if net.tile_safe else "not exact"
-        summary = summarize(reparameterize_model(net, inplace=True), (1, 3, HEIGHT // 4, WIDTH // 4))
+        summary = summarize(reparameterize_model(net, inplace=True), (1, 3, HEIGHT // QUOTED, WIDTH // QUOTED))
         told = f"{summary.macs / 1e9:,.1f} G"
-        lines.append([f"`{name}`", _differences(net.config), *counts, told, f"{net.receptive_radius} px", tiles])
+        lines.append(
+            [f"`{name}`", _differences(AutoConfig.from_name(name)), *counts, told, f"{net.receptive_radius} px", tiles]
+        )
     return _table(lines)
 
 
@@ -126,10 +137,6 @@ PARTS = {part.__name__: part for part in (quick_reference, config_fields, sizes,
 
 def _names_of(family: str) -> list[str]:
     return [name for name in list_models() if AutoConfig.from_name(name).model_type == family]
-
-
-def _net(name: str) -> RestorationNet:
-    return _build(AutoConfig.from_name(name))
 
 
 def _build(config: BaseConfig) -> RestorationNet:

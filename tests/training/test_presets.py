@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 import claritycore
+from claritycore.blocks import reparameterize_model
+from claritycore.deploy import summarize
 from claritycore.nets import AutoConfig, AutoModel, RRDBNetConfig, list_models, register_presets
 from claritycore.training.degradations import find_recipe
 from claritycore.training.presets import PRESETS, U_NETS, Preset, find_preset, preset_names
@@ -111,6 +113,16 @@ def test_the_page_says_what_is(page):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert page == script.document(), "run python docs/make_models.py"
+
+
+@pytest.mark.parametrize("name", ["rrdbnet-lite", "swin-unet-tiny", "rsfmoe-tiny"])
+def test_the_page_gives_the_costs_at_x4(page, name):
+    with torch.device("meta"):
+        net = AutoModel.from_config(AutoConfig.from_name(name, scale=4)).eval()
+    multiply_adds = summarize(reparameterize_model(net, inplace=True), (1, 3, 180, 320)).macs / 1e9
+    (cells,) = (line.split(" | ") for line in page.splitlines() if line.startswith(f"| `{name}` | "))
+    assert f"{multiply_adds:,.1f} G" in cells
+    assert f"{net.receptive_radius} px" in cells
 
 
 def test_the_page_names_every_net_and_every_preset(page):
