@@ -28,6 +28,7 @@ from .nets.registry import nearest
 from .nets.shipped import purpose, shipped_weights
 from .parsing import first_line, no_options, parse, taken
 from .training.presets import preset_names
+from .training.recipes import find_recipe, list_recipes
 
 BLOCK_CHANNELS, BLOCK_SIDE = 64, 64
 BLOCKS: dict[str, type[nn.Module]] = {
@@ -45,9 +46,9 @@ def doctor(arguments: Sequence[str]) -> None:
 
 
 def list_names(arguments: Sequence[str]) -> None:
-    """List the blocks, the nets and the shipped weights, a line each."""
+    """List the blocks, the nets, the shipped weights and the recipes of degradations, a line each."""
     parse(no_options, "list", list_names, arguments)
-    width = max(map(len, [*BLOCKS, *list_models(), *shipped_weights()])) + 2
+    width = max(map(len, [*BLOCKS, *list_models(), *shipped_weights(), *list_recipes()])) + 2
     print("blocks")
     for name, block in BLOCKS.items():
         print(f"  {name:<{width}}{first_line(block)}")
@@ -66,6 +67,9 @@ def list_names(arguments: Sequence[str]) -> None:
         net = AutoModel.from_pretrained(name)
         parameters = count_parameters(net)
         print(f"  {name:<{width}}{purpose(name)}: {type(net).__name__}, {parameters / 1e6:.2f} M parameters.")
+    print("recipes")
+    for name in list_recipes():
+        print(f"  {name:<{width}}{', '.join(stage.name for stage in find_recipe(name).stages)}")
 
 
 def summary(arguments: Sequence[str]) -> None:

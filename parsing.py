@@ -68,5 +68,6 @@ def no_options() -> None:
 
 
 def first_line(documented: Any) -> str:
-    """What a docstring says in its first line."""
-    return inspect.cleandoc(documented.__doc__ or "").split("\n")[0]
+    """What a docstring says in its first line, without formulas."""
+    words, formula, _ = inspect.cleandoc(documented.__doc__ or "").split("\n")[0].partition(":math:")
+    return f"{words.rstrip(' ,:')}." if formula else words

@@ -51,10 +51,10 @@ def quick_reference(*families: str) -> str:
         )
         net = type(_build(AutoConfig.from_name(family)))
         told = inspect.getdoc(net) or ""
-        paper, number = re.search(r"Source:\s+(\w+) \(arXiv:([\d.]+)\)", told).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        paper, place = re.search(r"Source:\s+(\w+) \(arXiv:([\d.]+)\)", told).groups()  # pyright: ignore[reportOptionalMemberAccess]
         link, page = (
             f"[{net.__name__}](#{net.__name__.lower()})",
-            f"{'ours, after ' if family in OURS else ''}[{paper}](https://arxiv.org/abs/{number})",
+            f"{'ours, after ' if family in OURS else ''}[{paper}](https://arxiv.org/abs/{place})",
         )
         scales = ", ".join(map(str, SCALES))
         lines.append([link, "super-resolution, restoration", counts, scales, page, told.partition("\n")[0]])

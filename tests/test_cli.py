@@ -39,9 +39,11 @@ def test_list(capsys):
     printed = capsys.readouterr().out
     assert all(f"  {name} " in printed for name in [*BLOCKS, "rrdbnet", "rrdbnet-lite", "plksr", "span"])
     assert "16.92 M parameters" in printed
+    assert re.search(r"^  joint +blur, downsample, noise, jpeg$", printed, re.MULTILINE)
+    assert ":math:" not in printed
     shipped = {
-        "claritycore-joint-x1": "Restoration of photographs at their size, .*: RSFMoENet, 0.46 M",
-        "claritycore-joint-x2": "Restoration and enlargement by 2 in one: RSFMoENet, 0.46 M",
+        "claritycore-joint-x1": "Removes noise from photographs at their size, .*: RSFMoENet, 0.46 M",
+        "claritycore-joint-x2": "Enlarges by 2 and removes noise: RSFMoENet, 0.46 M",
         "claritycore-x4": "Bicubic super-resolution by 4: PLKSR, 0.94 M",
     }
     assert all(re.search(rf"^  {name} +{what} parameters\.$", printed, re.MULTILINE) for name, what in shipped.items())
