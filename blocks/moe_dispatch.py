@@ -5,6 +5,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 
 from ..kernels.memory_format import is_channels_last
 from .experts import Expert, cut
@@ -134,7 +135,7 @@ def masked(
 def computes_all(x: Tensor) -> bool:
     """Whether every expert is computed for everything: what is chosen is not known before a program runs."""
     tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    return x.is_meta or torch.compiler.is_compiling() or tracing
+    return x.is_meta or torch.compiler.is_compiling() or tracing or is_batchedtensor(x)
 
 
 def run_whole(expert: nn.Module, x: Tensor) -> Tensor:

@@ -34,10 +34,10 @@ def _grid_sampled(x: Tensor, places: Tensor, rows: Tensor, columns: Tensor) -> T
     columns = (2 * columns + 1) / width - 1
     rows = (2 * rows + 1) / height - 1
     grid = torch.stack([torch.add(columns, across, alpha=2 / width), torch.add(rows, down, alpha=2 / height)], dim=2)
-    maps = at_least_float32(x).reshape(-1, x.shape[1] // groups, height, width)
+    maps = at_least_float32(x).reshape(x.shape[0] * groups, x.shape[1] // groups, height, width)
     grid = grid.flatten(0, 1).movedim(1, -1)
     y = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return y.view(x.shape[0], -1, *y.shape[2:])
+    return y.view(x.shape[0], x.shape[1], *y.shape[2:])
 
 
 def _gathered(x: Tensor, places: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def _gathered(x: Tensor, places: Tensor, rows: Tensor, columns: Tensor) -> Tenso
     # Clamped once more as whole numbers: NaN becomes the lowest there is.
     across_pixels = [(left + step).clamp(0, width - 1).long().clamp(min=0) for step in (0, 1)]
     down_pixels = [(top + step).clamp(0, height - 1).long().clamp(min=0) for step in (0, 1)]
-    maps = x.reshape(x.shape[0], groups, -1, height * width)
+    maps = x.reshape(x.shape[0], groups, x.shape[1] // groups, height * width)
 
     def at(row: Tensor, column: Tensor) -> Tensor:
         index = (row * width + column).flatten(2)[:, :, None].expand(-1, -1, maps.shape[2], -1)

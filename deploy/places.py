@@ -139,7 +139,8 @@ def _matches(path: Path, output: Path, recursive: bool) -> list[Found]:
     else:
         raise FileNotFoundError(f"{path} does not exist: check the path")
     # Results of an earlier run are no inputs of this one.
-    results = output.resolve() if output.resolve() != base.resolve() else None
+    out, root = output.resolve(), base.resolve()
+    results = out if out != root and out.is_relative_to(root) else None
     return [
         Found(path, below, by_name=False)
         for path, below in sorted((path, path.relative_to(base)) for path in paths)
@@ -184,8 +185,8 @@ def _check(jobs: Sequence[Job], overwrite: bool, skip_existing: bool) -> None:
                 existing.append(target)
     if existing and not overwrite:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
-        ways = "--overwrite to replace it, --skip-existing to leave it, or another --output"
-        raise FileExistsError(f"{existing[0]} exists{more}: give {ways}")
+        leave = "" if skip_existing else "--skip-existing to leave it, "
+        raise FileExistsError(f"{existing[0]} exists{more}: give --overwrite to replace it, {leave}or another --output")
 
 
 def _check_place(target: Path) -> None:

@@ -4,8 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.library import Library
 
 from .operand_rules import narrow
+
+NAMESPACE = "claritycore"
+# Where this package is imported once more, as by a notebook that loads it anew, its operators take the place of those
+# of before; so this is kept where it outlives the package.
+LIBRARIES: dict[str, Library] = vars(getattr(torch.ops, NAMESPACE)).setdefault("libraries", {})
 
 
 class Operator:
@@ -27,26 +33,29 @@ class Operator:
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        self.name = f"claritycore::{name}"
+        self.name = f"{NAMESPACE}::{name}"
+        if name in LIBRARIES:
+            LIBRARIES[name]._destroy()
+        self.library = LIBRARIES[name] = Library(NAMESPACE, "FRAGMENT")
         schema = torch.library.infer_schema(function, mutates_args=())
-        torch.library.define(self.name, schema, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.impl(self.name, "default")(function)
-        self.overload = getattr(torch.ops.claritycore, name).default
+        self.library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+        self.library.impl(name, function, "CompositeExplicitAutograd")
+        self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def __call__(self, *inputs: Any) -> Any:
         return self.overload(*inputs)
 
     def register_fake(self, function: Callable[..., Any]) -> None:
         """Say what comes out, without computing it."""
-        torch.library.register_fake(self.name, function)
+        torch.library.register_fake(self.name, function, lib=self.library)
 
     def register_autograd(self, backward: Callable[..., Any], setup_context: Callable[..., None] | None = None) -> None:
         """Say how it is differentiated, and what that keeps."""
-        torch.library.register_autograd(self.name, backward, setup_context=setup_context)
+        torch.library.register_autograd(self.name, backward, setup_context=setup_context, lib=self.library)
 
     def register_vmap(self, function: Callable[..., Any]) -> None:
         """Say what it makes of many calls at once."""
-        torch.library.register_vmap(self.name, function)
+        torch.library.register_vmap(self.name, function, lib=self.library)
 
     def register_autocast(
         self, operands: Sequence[str] = (), varying: Sequence[str] = (), constant_axes: int = 2
@@ -61,17 +70,18 @@ class Operator:
             constant_axes: what has no more axes than these does not vary.
         """
 
-        def register(device_type: str, key: str) -> None:
-            @torch.library.impl(self.name, key)
-            def _(*inputs: Any) -> Any:
+        def on(device_type: str) -> Callable[..., Any]:
+            def call(*inputs: Any) -> Any:
                 dtype = torch.get_autocast_dtype(device_type)
                 count = len(operands)
                 cast = narrow(dict(zip(operands, inputs[:count], strict=True)), varying, dtype, constant_axes)
                 with torch.autocast(device_type, enabled=False):
                     return self.overload(*cast, *inputs[count:])
 
-        register("cpu", "AutocastCPU")
-        register("cuda", "AutocastCUDA")
+            return call
+
+        self.library.impl(self.overload, on("cpu"), "AutocastCPU")
+        self.library.impl(self.overload, on("cuda"), "AutocastCUDA")
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:

@@ -81,14 +81,14 @@ class SPAN(RestorationNet):
         super().__init__(config)
         features = config.num_feat
         self.in_channels, self.scale, self.normalize = config.in_channels, config.scale, config.normalize
-        mean = torch.tensor(MEAN if config.in_channels == 3 else [sum(MEAN) / 3] * config.in_channels)
-        self.register_buffer("mean", mean[:, None, None], persistent=False)
+        self.register_buffer("mean", _mean(config.in_channels), persistent=False)
         self.conv_first = RepConv2d(config.in_channels, features, branches=SPAN_BRANCHES)
         self.body = nn.ModuleList(SPAB(features) for _ in range(config.num_block))
         self.conv_body = RepConv2d(features, branches=SPAN_BRANCHES)
         self.conv_cat = nn.Conv2d(4 * features, features, 1)
         self.conv_last = nn.Conv2d(features, config.out_channels * config.scale**2, 3, padding=1)
         self.receptive_radius = 3 + config.num_block * SPAB.receptive_radius
+        self.register_load_state_dict_post_hook(_fill_mean)
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The feature map (B, num_feat, H, W) before upsampling."""
@@ -105,3 +105,13 @@ class SPAN(RestorationNet):
     def forward(self, image: Tensor, *, return_aux: bool = False) -> Tensor | RestorationOutput:
         restored = pixel_shuffle(self.conv_last(self.features(image)[-1]), self.scale).to(image.dtype)
         return RestorationOutput(restored) if return_aux else restored
+
+
+def _mean(channels: int) -> Tensor:
+    return torch.tensor(MEAN if channels == 3 else [sum(MEAN) / 3] * channels)[:, None, None]
+
+
+def _fill_mean(net: nn.Module, _: object) -> None:
+    """No file has the mean: of a net made on meta it is nothing until now."""
+    if isinstance(net, SPAN):
+        net.mean = _mean(net.in_channels).to(net.conv_last.weight)

@@ -17,6 +17,7 @@ FAMILIES = (
     *("iso", "aniso", "generalised-iso", "generalised-aniso", "plateau-iso", "plateau-aniso"),
     *("sinc", "motion"),
 )
+LEAST_CUTOFF = 1e-3
 NUMBERS = ("sigma_x", "sigma_y", "theta", "beta", "cutoff", "length", "angle")
 BENDS = 8
 
@@ -63,7 +64,7 @@ class Blur(Stage):
         for size in self.sizes:
             check_odd(size=size)
         for name in ("sigma", "generalised_beta", "plateau_beta", "cutoff", "wide_cutoff", "length"):
-            check_range(name, getattr(self, name), 0)
+            check_range(name, getattr(self, name), LEAST_CUTOFF if "cutoff" in name else 0)
 
     def draw(self, draws: Draws) -> Values:
         family = self.families[draws.pick([share for _, share in self.families])][0]

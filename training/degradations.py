@@ -1,5 +1,6 @@
 """Degrading images: each sample by numbers of its own, drawn from a seed of its own, and all of them reported."""
 
+import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -111,7 +112,7 @@ def _as_list(seeds: Sequence[int] | Tensor, batch: int) -> list[int]:
         if seeds.is_floating_point() or seeds.ndim != 1:
             raise ValueError(f"seeds must be whole numbers, ({batch},), got {seeds.dtype} {tuple(seeds.shape)}")
         seeds = seeds.tolist()
-    seeds = [int(seed) for seed in seeds]
+    seeds = [operator.index(seed) for seed in seeds]
     if len(seeds) != batch:
         raise ValueError(f"seeds must be as many as images, {batch}, got {len(seeds)}")
     return seeds

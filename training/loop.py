@@ -207,10 +207,12 @@ class _Run:
         restored = restore_picture(net, Picture(degraded.clamp(0, 1))).pixels
         nearest = degraded.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
         panels = torch.cat([nearest, restored, clean], dim=3)
-        place = self.folder / "pictures" / f"{images.paths[number].stem}_{step}.png"
+        below = images.paths[number].relative_to(images.folder).with_suffix("")
+        name = "_".join(below.parts)  # two folders may have pictures of one name
+        place = self.folder / "pictures" / f"{name}_{step}.png"
         place.parent.mkdir(exist_ok=True)
         write_image(place, Picture(panels), overwrite=True)
-        journal.picture(step, images.paths[number].stem, panels[0])
+        journal.picture(step, name, panels[0])
 
     def save(self, step: int) -> None:
         """Write down where the run stands, and the weights that it would ship."""

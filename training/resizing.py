@@ -43,7 +43,8 @@ def resize(image: Tensor, size: tuple[int, int], mode: ResizeMode) -> Tensor:
     if mode == "matlab":
         if size[0] * width != size[1] * height:
             raise ValueError(f"size of mode 'matlab' must keep the ratio of {height} x {width}, got {tuple(size)}")
-        return imresize(image, size[0] / height, intermediate="float")
+        # The product of a side and its factor may lie a hair above the size, and be rounded up.
+        return imresize(image, size[0] / height, intermediate="float")[..., : size[0], : size[1]]
     if mode in ("area", "nearest"):
         return F.interpolate(image, size=size, mode=mode)
     return F.interpolate(image, size=size, mode=mode, align_corners=False)

@@ -200,6 +200,8 @@ class Jpeg(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("quality", self.quality, 1, 100)
+        if self.whole and math.ceil(self.quality[0]) > math.floor(self.quality[1]):
+            raise ValueError(f"quality must be a range with a whole number in it, got {self.quality}")
         check_choice("subsampling", self.subsampling, SUBSAMPLINGS)
 
     def draw(self, draws: Draws) -> Values:

@@ -11,6 +11,8 @@ from ..blocks.padding import pad_to_multiple
 from ..nets import Aux
 
 Report = dict[str, Tensor]
+TOLD = {"noise_sigma", "blur_kernel", "jpeg_quality"}
+"""What reports have of the stages that an estimate is about."""
 
 
 def degradation_targets(report: Report, *, scale: int = 1) -> DegradationEstimate:
@@ -35,7 +37,7 @@ def degradation_targets(report: Report, *, scale: int = 1) -> DegradationEstimat
         blur = _width(report["blur_kernel"]) / scale
     if "jpeg_quality" in report:
         quality = torch.where(report["jpeg"], report["jpeg_quality"].to(unknown) / 100, 1.0)
-    if noise is blur is quality:
+    if not TOLD & report.keys():
         raise ValueError(f"recipe must have a stage named noise, blur or jpeg, its report has {', '.join(report)}")
     return DegradationEstimate(noise, blur, quality)
 
@@ -101,7 +103,8 @@ def supervise(
 
     Args:
         aux: of a net, as `net(image, return_aux=True)` gives it.
-        report: of `degrade`; None for images that came in pairs, of which nothing is known.
+        report: of `degrade`; None for images that came in pairs, of which nothing is known, as of recipes that have
+            none of the stages of `degradation_targets`.
         scale: by which the recipe made images smaller.
         weight: of all of these losses.
         clean: the clean images, against which the structure is held; without them it is not.
@@ -115,7 +118,9 @@ def supervise(
     if aux.degradation is not None:
         unknown = torch.full_like(aux.degradation.noise, math.nan)
         targets = DegradationEstimate(unknown, unknown, unknown)
-        losses |= estimate_losses(aux.degradation, degradation_targets(report, scale=scale) if report else targets)
+        if report and TOLD & report.keys():
+            targets = degradation_targets(report, scale=scale)
+        losses |= estimate_losses(aux.degradation, targets)
     if aux.kernels is not None:
         drawn = (report or {}).get("blur_kernel")
         losses["kernel"] = 0 * aux.kernels.sum() if drawn is None else kernel_loss(aux.kernels, drawn)

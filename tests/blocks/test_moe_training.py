@@ -161,3 +161,13 @@ def test_the_picture_of_choices_is_drawn(tmp_path, monkeypatch):
         monkeypatch.setattr(example, name, value)
     example.draw(tmp_path / "docs" / "choice.png")
     assert (tmp_path / "docs" / "choice.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("level", ["token", "window", "image"])
+def test_vmap_is_a_loop(level):
+    torch.manual_seed(0)
+    expert = PointwiseExpert if level == "token" else DetailExpert
+    moe = MoE2d(4, [expert(4) for _ in range(3)], k=2, level=level, window_size=4).double().eval()
+    x = normal((3, 2, 4, 9, 6), dtype=torch.float64)
+    expected = torch.stack([moe(each)[0] for each in x])
+    torch.testing.assert_close(torch.vmap(lambda each: moe(each)[0])(x), expected, rtol=0, atol=1e-12)

@@ -97,6 +97,16 @@ def test_channels_last_is_accepted_and_not_destroyed(contract: Contract, data):
         assert last.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_an_empty_batch_gives_an_empty_batch(contract: Contract):
+    shape = (0, contract.channels[-1], 5, 7)
+    block, x = contract.make(shape[1]).train(), torch.empty(shape, requires_grad=True)
+    y = block(x)
+    assert tuple(y.shape) == contract.out_shape(shape)
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == shape
+
+
 def test_strided_views_are_accepted(contract: Contract):
     c = contract.channels[-1]
     wide = normal((2, 2 * c, 9, 14), dtype=torch.float64)

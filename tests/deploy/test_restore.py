@@ -250,7 +250,8 @@ def test_a_run_goes_on_where_results_exist(run, refused, make_picture, tmp_path)
     assert run(*flags, "--skip-existing") == (0, "", ["3 of 3 left out: their results exist"])
     make_picture("in/d.png")
     (tmp_path / "out" / "d_comparison.png").write_bytes(b"")  # without a result: somebody else's
-    assert "d_comparison.png exists: " in refused(*flags, "--skip-existing", "--side-by-side")
+    told = "d_comparison.png exists: give --overwrite to replace it, or another --output"
+    assert refused(*flags, "--skip-existing", "--side-by-side").endswith(told)
     assert "contradict each other" in refused(*flags, "--skip-existing", "--overwrite")
 
 

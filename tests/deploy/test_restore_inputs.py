@@ -49,6 +49,15 @@ def test_a_picture_of_a_format_that_is_not_read_is_told(run, make_picture, tmp_p
     assert (by_name[0], len(by_name[1].splitlines()), len(by_name[2])) == (2, 1, 2)  # it fails, and is counted
 
 
+@pytest.mark.parametrize("output", [".", "..", "in/out"])
+def test_results_may_go_above_or_below_the_pictures(run, make_picture, monkeypatch, tmp_path, output):
+    make_picture("in/a.png")
+    monkeypatch.chdir(tmp_path / "in" if output == ".." else tmp_path)
+    pictures = "." if output == ".." else "in"
+    assert run("-i", pictures, "-o", output, "--suffix", "_x2")[0] == 0
+    assert (tmp_path / ("in/out" if output == "in/out" else "") / "a_x2.png").exists()
+
+
 def test_a_quality_that_a_format_has_not_is_told(run, make_picture, tmp_path):
     status, _, err = run("-i", make_picture("a.png"), "-o", tmp_path / "b.png", "--quality", "50")
     assert (status, err) == (0, [f"{tmp_path / 'b.png'}: --quality is of JPEG and WebP; PNG keeps every value"])

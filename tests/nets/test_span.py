@@ -61,6 +61,18 @@ def test_other_images_have_the_mean_of_the_three_taken_off():
     assert "mean" not in net.state_dict()
 
 
+@pytest.mark.parametrize("assign", [False, True])
+def test_one_that_was_made_on_meta_has_the_mean_once_its_weights_are_loaded(assign):
+    config, image = SPANConfig(num_feat=4, num_block=1), normal((1, 3, 5, 6))
+    with torch.device("meta"):
+        net = SPAN(config)
+    if not assign:
+        net = net.to_empty(device="cpu")
+    source = SPAN(config)
+    net.load_state_dict(source.state_dict(), assign=assign)
+    assert torch.equal(net.eval()(image), source.eval()(image))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

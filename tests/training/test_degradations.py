@@ -401,3 +401,21 @@ def test_a_gpu_makes_the_same(name):
     # A rounding on the way to 8 bits may fall the other way; JPEG spreads that over a block.
     assert (difference > 1e-4).float().mean() < 0.02
     assert difference.mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Jpeg(quality=(50.2, 50.8)), "quality must be a range with a whole number in it"),
+        (lambda: Blur(cutoff=(0.0, 1.0)), "cutoff must be a range of at least 0.001"),
+        (lambda: Blur(wide_cutoff=(0.0, 1.0)), "wide_cutoff must be a range of at least 0.001"),
+    ],
+)
+def test_numbers_that_no_draw_could_use_are_refused_at_once(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
+def test_seeds_are_not_rounded():
+    with pytest.raises(TypeError):
+        degrade(torch.rand(1, 3, 8, 8), "noise25", [0.5])

@@ -264,6 +264,14 @@ def test_bilinear_and_bicubic_take_the_nearest_pixels_whatever_the_factor(mode, 
         torch.testing.assert_close(resized[..., column], expected)
 
 
+@pytest.mark.parametrize(("side", "wanted"), [(25, 14), (25, 7), (29, 15), (38, 21), (7, 29)])
+def test_matlab_gives_the_size_that_is_asked_for(side, wanted):
+    # The product of the side and the rounded factor lies above the whole number.
+    assert side * (wanted / side) > wanted
+    image = normal((1, 2, side, 2 * side))
+    assert resize(image, (wanted, 2 * wanted), "matlab").shape == (1, 2, wanted, 2 * wanted)
+
+
 @pytest.mark.parametrize("mode", RESIZE_MODES)
 def test_any_size_becomes_any_size(mode):
     torch.testing.assert_close(resize(torch.ones(2, 3, 1, 1), (3, 3), mode), torch.ones(2, 3, 3, 3))

@@ -324,3 +324,14 @@ def test_bad_arguments_raise(photos):
         evaluate_estimator(estimator, images, draws=0)
     with pytest.raises(ValueError, match="recipe must have a stage named noise, blur or jpeg"):
         train_estimator(estimator, images, recipe="clean", steps=1, batch_size=1, patch_size=16)
+
+
+@pytest.mark.parametrize("recipe", ["clean", "camera", "real-esrgan"])
+def test_recipes_without_the_stages_of_an_estimate_teach_nothing_and_stop_nothing(recipe):
+    said = torch.full((2,), 0.3, requires_grad=True)
+    aux = Aux(degradation=DegradationEstimate(said, said, said))
+    supervise(aux, degrade(torch.rand(2, 3, 32, 32), recipe, [0, 1]).report)
+    total = sum(aux.losses.values())
+    assert total.item() == 0
+    total.backward()
+    assert said.grad.tolist() == [0, 0]
