@@ -70,5 +70,6 @@ def test_the_net_that_restores_gives_what_was_measured():
     found = evaluate(AutoModel.from_pretrained(restoration.NET).eval(), images, recipes=["joint"], max_images=2).rows
     rows = trained.read(trained.newest("restoration", RESULTS), restoration.Row)
     measured = {row.image: row.restored for row in rows if row.recipe == "joint"}
+    assert len(found) == 2
     for row in found:
         assert row.figures["psnr"] == pytest.approx(measured[row.image], abs=1e-2)

@@ -170,7 +170,9 @@ def conditioned():
 def test_a_run_supervises_both_through_aux(make_settings, conditioned):
     folder = train(conditioned, make_settings(name="joint", steps=3, recipe="joint", loss="l1", log_every=1))
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    for line in (line for line in lines if "loss" in line):
+    with_loss = [line for line in lines if "loss" in line]
+    assert len(with_loss) == 3
+    for line in with_loss:
         estimates = [line[f"degradation.{name}"] for name in ("noise", "blur", "quality", "kernel")]
         assert all(value > 0 for value in estimates)
         assert line["loss"] == pytest.approx(line["l1"] + sum(estimates), rel=1e-4)

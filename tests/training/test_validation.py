@@ -105,6 +105,7 @@ def test_super_resolution_is_measured_on_the_luma_inside_a_border(net, images):
 
 def test_at_scale_1_all_channels_and_pixels_are_measured(images):
     found = evaluate(Shifted(0.1), images, recipes=["noise25"])
+    assert len(found.rows) == len(images) > 0
     for number, row in enumerate(found.rows):
         clean = cropped(images[number], 1)
         noisy = degrade(clean, "noise25", [0]).image
