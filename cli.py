@@ -25,7 +25,7 @@ from .deploy.summary import REPORTED_SIZE
 from .nets import AutoConfig, AutoModel, BaseConfig, inspect_checkpoint, list_models
 from .nets.base import stated
 from .nets.registry import nearest
-from .nets.shipped import purpose, shipped_weights
+from .nets.shipped import located, purpose, shipped_weights
 from .parsing import first_line, no_options, parse, taken
 from .training.presets import preset_names
 from .training.recipes import find_recipe, list_recipes
@@ -73,17 +73,22 @@ def list_names(arguments: Sequence[str]) -> None:
 
 
 def summary(arguments: Sequence[str]) -> None:
-    """Count what a block or a net costs: claritycore summary NAME [options]."""
+    """Count what a block or a net costs: claritycore summary NAME|CHECKPOINT [options]."""
     known = [*(name for name, block in BLOCKS.items() if _takes_maps_alone(block)), *list_models()]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"{summary.__doc__}\n\nNAME is one of {', '.join(known)};\nNAME --help lists its options")
+        print(f"{summary.__doc__}\n\nNAME is one of {', '.join(known)},\nor of weights; NAME --help lists its options")
         return
     name, *rest = arguments
     if name in BLOCKS and not _takes_maps_alone(BLOCKS[name]):
         raise ValueError(f"{name} takes more than numbers and maps: build it in Python, for deploy.summarize")
-    if name not in known:
-        raise ValueError(f"there is no block or net {name!r}{nearest(name, known)}")
     default = AutoConfig.from_name(name) if name in list_models() else None
+    if name not in known:
+        if not located(name).exists():
+            raise ValueError(f"there is no block or net {name!r}{nearest(name, [*known, *shipped_weights()])}")
+        found = inspect_checkpoint(name)
+        if found.config is None:
+            raise ValueError(found.refusal)
+        default = found.config
     target, deployed, *size = _parse_target(name, rest, default)
     if isinstance(target, BaseConfig):
         channels, scale = stated(target, "in_channels", 3), stated(target, "scale", 1)

@@ -98,6 +98,16 @@ def test_nets_are_reported_at_an_output_of_1280_by_720(capsys):
     assert "(1, 3, 180, 320) -> (1, 3, 720, 1280)" in capsys.readouterr().out
 
 
+def test_summary_of_weights_is_that_of_their_net(capsys, tmp_path):
+    main(["summary", "claritycore-x4"])
+    shipped = capsys.readouterr().out
+    net = AutoModel.from_pretrained("claritycore-x4")
+    assert f"{sum(parameter.numel() for parameter in net.parameters()):,}" in shipped
+    main(["summary", str(net.save_pretrained(tmp_path))])
+    assert capsys.readouterr().out == shipped
+    assert "did you mean claritycore-x4?" in refused(capsys, "summary", "claritycore-x5")
+
+
 def test_unknown_names_are_answered_with_the_nearest(capsys):
     assert refused(capsys, "sumary") == "claritycore: there is no verb 'sumary'; did you mean summary?\n"
     expected = "claritycore: there is no block or net 'LayerNorm'; did you mean LayerNorm2d?\n"
