@@ -135,7 +135,7 @@ def test_the_page_names_every_net_and_every_preset(page):
 def test_the_examples_of_the_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len(examples) == 7
+    assert len(examples) == 8
     for number, example in enumerate(examples):
         test = doctest.DocTestParser().get_doctest(example, {"nn": nn}, f"example {number}", None, None)
         assert doctest.DocTestRunner().run(test).failed == 0
