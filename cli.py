@@ -231,5 +231,8 @@ def _takes_maps_alone(block: type[nn.Module]) -> bool:
     return True
 
 
-def _checkpoint(checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]) -> str:
+_CHECKPOINT = tyro.conf.arg(metavar="CHECKPOINT", help="a file, the folder of a run, a shipped name, or an export")
+
+
+def _checkpoint(checkpoint: Annotated[str, tyro.conf.Positional, _CHECKPOINT]) -> str:
     return checkpoint

@@ -25,7 +25,7 @@ def restore(arguments: Sequence[str]) -> None:
     told = "the net: a file, the folder of a run, or a shipped name; by default the one shipped for the scale, or x4"
     model = Annotated[str | None, _flag("-m", "CHECKPOINT", told)]
     given = parse(_on_files(RestoreOptions, model=(model, None)), "restore", restore, arguments)
-    scale = given.options.scale
+    scale = given.further.scale
     net = _load(given.model or shipped_for(scale or DEFAULT_SCALE), scale)
     _follow(given, lambda *places, **told: restore_files(net, *places, **told), "restored")
 
@@ -41,10 +41,10 @@ def export(arguments: Sequence[str]) -> None:
     model = Annotated[str, _flag("-m", "CHECKPOINT", told)]
     scale = Annotated[int | None, tyro.conf.arg(help="of a net that a file or name leaves open, or has several of")]
     output = Annotated[str, _flag("-o", "FILE", "ends in .onnx, .pt2 (torch), .safetensors or .engine (TensorRT)")]
-    flags = ("flags", tyro.conf.OmitArgPrefixes[ExportFlags], ExportFlags())
+    flags = ("further", tyro.conf.OmitArgPrefixes[ExportFlags], ExportFlags())
     places = ("model", model), ("output", output), ("scale", scale, None)
     given = parse(make_dataclass("Export", [*places, flags], kw_only=True), "export", export, arguments)
-    print(deploy.export(_made_or_loaded(given.model, given.scale), given.output, **vars(given.flags)))
+    print(deploy.export(_made_or_loaded(given.model, given.scale), given.output, **vars(given.further)))
 
 
 DEFAULT_SCALE = 4
@@ -63,7 +63,7 @@ def _on_files(options: type, **more: Any) -> type:
         _flag("-i", "INPUT [INPUT ...]", "files, folders, and patterns with *, ?, [...] and **"),
     ]
     place = Annotated[str, _flag("-o", "OUTPUT", "a folder, made if it is missing; for one file also a file")]
-    own = ("options", tyro.conf.OmitArgPrefixes[options], options())
+    own = ("further", tyro.conf.OmitArgPrefixes[options], options())
     further = [(name, *kind) for name, kind in more.items()]
     return make_dataclass("Files", [("input", paths), ("output", place), *further, own], kw_only=True)
 
@@ -101,7 +101,7 @@ def _follow(given: Any, work: Callable[..., RestoreReport], done: str) -> None:
         report = work(
             [path for paths in given.input for path in paths],
             given.output,
-            given.options,
+            given.further,
             tell=lambda text: say(text, "stdout"),
             note=lambda text: say(text, "stderr"),
             progress=lambda text: line.show(one_line(text)),
