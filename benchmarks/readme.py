@@ -13,7 +13,7 @@ from pathlib import Path
 from claritycore.blocks.reparam import count_parameters
 from claritycore.nets import AutoModel
 
-from . import goals, restoration
+from . import goals, restoration, trained
 from .runner import RESULTS
 from .trained import newest, read
 
@@ -53,6 +53,18 @@ def doubled(results: Path) -> str:
     return enlarging(DOUBLES, found)
 
 
+def compared(table: str) -> Callable[[Path], str]:
+    """Nets that were trained alike: what each costs and what it makes of photographs, as a table and a picture."""
+
+    def made(results: Path) -> str:
+        path = newest(table, results)
+        place = f"{RESULTS.parent.name}/{RESULTS.name}/{path.stem}.png"
+        picture = f"![PSNR against multiply-adds and against time]({place})"
+        return f"{trained.markdown(read(path, trained.Row))}\n\n{picture}"
+
+    return made
+
+
 def restored(results: Path) -> str:
     """PSNR of the net that restores, beside others."""
     return restoration.markdown(read(newest("restoration", results), restoration.Row))
@@ -63,6 +75,8 @@ MADE: Mapping[str, Callable[[Path], str]] = {
     "restored": restored,
     "doubled": doubled,
     "goals": goals.table,
+    "nets": compared("nets"),
+    "swin-unet": compared("swin-unet"),
 }
 
 

@@ -20,6 +20,7 @@ from claritycore.training import ImageFolder, TrainingSettings, degrade, evaluat
 
 from .machine import Stamp, iqr_percent, time_in_turns
 from .report import file_stem
+from .runner import NOISY_PERCENT
 
 # Every net is clocked on a degraded crop of this side, and its multiply-adds are those of this crop: routers decide.
 SIDE = 256
@@ -117,7 +118,8 @@ def markdown(rows: Sequence[Row]) -> str:
     """The rows as a table, times as multiples of the first's."""
     lines = ["| | parameters | MACs at 256 x 256 | time | PSNR | low | high |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        cost = f"{row.parameters:,} | {row.macs / 1e9:.1f} G | {row.seconds / rows[0].seconds:.1f}x"
+        noisy = ", noisy" if row is not rows[0] and math.hypot(row.spread, rows[0].spread) > NOISY_PERCENT else ""
+        cost = f"{row.parameters:,} | {row.macs / 1e9:.1f} G | {row.seconds / rows[0].seconds:.1f}x{noisy}"
         lines.append(f"| {row.net} | {cost} | {row.psnr:.2f} | {row.lf_psnr:.2f} | {row.hf_psnr:.2f} |")
     lines.append(f"| the degraded pictures | | | | {rows[0].input_psnr:.2f} | | |")
     return "\n".join(lines)
@@ -163,6 +165,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw PSNR against multiply-adds and against time, a point for each net."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     costs = {
         f"G multiply-adds at {SIDE} x {SIDE}": [row.macs / 1e9 for row in rows],
@@ -176,7 +179,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             panel.plot(value, row.psnr, "o")
             panel.annotate(row.net, (value, row.psnr), xytext=(5, 4), textcoords="offset points", fontsize="small")
         panel.set(xlabel=label, xscale="log")
-        panel.margins(x=0.2)
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.margins(x=0.3)
         panel.grid(alpha=0.3)
     axes[0].set_ylabel(f"PSNR in dB, recipe {rows[0].recipe}")
     figure.suptitle(f"{rows[0].steps} steps of {rows[0].batch_size} crops, seed {rows[0].seed}")
