@@ -18,6 +18,7 @@ from claritycore.deploy import flop_formulas
 from claritycore.nets import AutoModel, BaseConfig
 from claritycore.training import ImageFolder, TrainingSettings, degrade, evaluate, read_state, train
 
+from .dncnn import suited
 from .machine import Stamp, iqr_percent, time_in_turns
 from .report import file_stem
 from .runner import NOISY_PERCENT
@@ -70,7 +71,7 @@ class Row:
 
 def trained(name: str, config: BaseConfig, settings: TrainingSettings) -> nn.Module:
     """Train a net, go on with a run that was interrupted, or take one that is done."""
-    settings = replace(settings, name=name)
+    settings = suited(config, replace(settings, name=name))
     folder, state = Path(settings.runs) / name, None
     if (folder / "last.ckpt").exists():
         state = read_state(folder)
@@ -109,7 +110,7 @@ def measured(
                 steps=settings.steps,
                 batch_size=settings.batch_size,
                 patch_size=settings.patch_size or 0,
-                lr=settings.lr,
+                lr=suited(nets[name].config, settings).lr,
                 seed=settings.seed,
             )
 

@@ -54,6 +54,7 @@ def test_its_rows_say_what_each_net_costs_and_makes(compared):
         # The mean square error is about that of low frequencies and that of high ones.
         assert max(row.lf_psnr, row.hf_psnr) > row.psnr > 5
     assert small.input_psnr == dncnn.input_psnr
+    assert (small.lr, dncnn.lr) == (2e-3, 5e-4)
 
 
 def test_a_run_that_is_done_is_taken_and_another_is_refused(compared):

@@ -96,9 +96,11 @@ def test_non_local_means_is_that_of_scikit_image():
 
 
 def test_dncnn_is_trained_as_the_shipped_net_was(photographs, tmp_path, monkeypatch):
-    """By its recipes in turn: the same steps, samples and losses, and nothing of the net's own options."""
+    """By its recipes in turn: the same steps, samples and losses, a quarter of the rate, and no option of the net."""
     recipe = 'model = "plksr"\nscale = 1\nnum-feat = 8\nrecipe = "photographs"\npatch-size = 16\nbatch-size = 2\n'
-    (tmp_path / "stand-in-first.toml").write_text(f'{recipe}steps = 1\nloss = "l1"\nname = "stand-in-first"\n')
+    (tmp_path / "stand-in-first.toml").write_text(
+        f'{recipe}steps = 1\nlr = 4e-3\nloss = "l1"\nname = "stand-in-first"\n'
+    )
     start = 'start = "runs/stand-in-first"'
     (tmp_path / "stand-in.toml").write_text(f'{recipe}{start}\nsteps = 2\nloss = "charbonnier"\nname = "stand-in"\n')
     PLKSRConfig(scale=1, num_feat=8, num_block=1, kernel_size=5).build().save_pretrained(tmp_path / "net.safetensors")
@@ -118,6 +120,7 @@ def test_dncnn_is_trained_as_the_shipped_net_was(photographs, tmp_path, monkeypa
     restoration.main([*files, "--runs", str(tmp_path / "runs"), "--csv", str(tmp_path / "results")])
     first, made = (trained.read_state(tmp_path / "runs" / name) for name in ("stand-in-first", "stand-in"))
     assert (first.step, first.settings.loss, first.settings.start) == (1, "l1", None)
+    assert first.settings.lr == 1e-3
     assert (made.step, made.settings.recipe, made.settings.loss) == (2, "photographs", "charbonnier")
     assert made.settings.start == str(tmp_path / "runs" / "stand-in-first")
     assert made.config == DnCNNConfig(num_feat=4, depth=3)
