@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 Backend = Literal["auto", "triton", "torch", "reference"]
+BACKENDS = get_args(Backend)
 
 VARIABLE = "CLARITYCORE_BACKEND"
 
@@ -65,9 +66,9 @@ class Kernel:
 
     def _form_of(self, backend: Backend, tensor: Tensor) -> Backend:
         wanted = cast(Backend, os.environ.get(VARIABLE, "auto") if backend == "auto" else backend)
-        if wanted not in get_args(Backend):
+        if wanted not in BACKENDS:
             source = VARIABLE if backend == "auto" else "backend"
-            raise ValueError(f"{source} must be one of {', '.join(get_args(Backend))}, got {wanted!r}")
+            raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {wanted!r}")
         if wanted == "auto":
             fast = tensor.is_cuda and not self.why_not("triton", tensor.device)
             return "triton" if fast else self._plain()

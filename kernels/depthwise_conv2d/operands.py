@@ -37,8 +37,9 @@ class Operands(NamedTuple):
         """Cut the rows and columns of the kernel that meet no pixel of so small a map: (C, 1, kh', kw')."""
         weight = self.weight
         for axis in (2, 3):
-            length = min(weight.shape[axis], max(1, 2 * self.x.shape[axis] - 1))
-            weight = weight.narrow(axis, (weight.shape[axis] - length) // 2, length)
+            length = max(1, 2 * self.x.shape[axis] - 1)
+            if length < weight.shape[axis]:
+                weight = weight.narrow(axis, (weight.shape[axis] - length) // 2, length)
         return weight
 
     def weight_gradient(self, reached: Tensor) -> Tensor:

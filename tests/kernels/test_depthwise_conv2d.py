@@ -171,12 +171,15 @@ def test_triton_divides_the_pixels(channels_are, device, monkeypatch):
         assert_right(Case(5, 3, 1, 3, batch=3, channels_are=channels_are), "triton", device)
 
 
+@pytest.mark.parametrize("avx2", [False, True])
 @pytest.mark.parametrize("channels_are", FORMATS)
-def test_the_fallback_agrees_whatever_it_cuts(channels_are, monkeypatch):
-    for name, value in {"PIECE": 1000, "TILE": 5, "GROUP": 500}.items():
+def test_the_fallback_agrees_whatever_it_cuts(channels_are, avx2, monkeypatch):
+    for name, value in {"PIECE": 1000, "TILE": 5, "GROUP": 500, "AVX2": avx2}.items():
         monkeypatch.setattr(fallback, name, value)
-    for case in (Case(12, 13, 3, 17, batch=3), Case(16, 64, 15, 15, channels=40), Case(6, 7, 5, 5, batch=5)):
-        assert_right(case, "torch", CPU)
+    cut = {"channels_are": channels_are}
+    assert_right(Case(12, 13, 3, 17, batch=3, **cut), "torch", CPU)
+    assert_right(Case(16, 64, 15, 15, channels=40, **cut), "torch", CPU)
+    assert_right(Case(6, 7, 5, 5, batch=5, channels=17, **cut), "torch", CPU)
 
 
 @pytest.mark.parametrize("channels_are", FORMATS)
