@@ -48,6 +48,15 @@ def complex_fourier_flops(x: Shape, dim: Sequence[int], *_: Any, **__: Any) -> i
     return round(5 * math.prod(x) * math.log2(math.prod(x[axis] for axis in dim)))
 
 
+def matmul_flops(a: Shape, b: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
+    """A product of matrices or vectors, or of stacks of them: a product and a sum for each term.
+
+    >>> matmul_flops((2, 5, 3), (3,), out_shape=(2, 5))
+    60
+    """
+    return 2 * math.prod(out_shape) * a[-1]
+
+
 def flop_formulas() -> dict[Any, Formula]:
     """The table, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=...)`.
 
@@ -71,16 +80,41 @@ def flop_formulas() -> dict[Any, Formula]:
 def fvcore_handles() -> dict[str, Callable[[Iterable[Any], Iterable[Any]], int]]:
     """The same table for fvcore: `FlopCountAnalysis(...).set_op_handle(**fvcore_handles())` counts multiply-adds.
 
+    It traces a net, and then routers leave nothing out.
+
     >>> "aten::upsample_bicubic2d" in fvcore_handles()
     True
     """
+    # What torch's counter sees in parts is one operation in a trace; fvcore's own count of products takes no vector.
+    whole = {
+        "aten::matmul": matmul_flops,
+        **dict.fromkeys(["aten::fft_rfft2", "aten::fft_irfft2", "aten::fft_irfft"], _of_signal(real_fourier_flops)),
+        "aten::fft_ifft": _of_signal(complex_fourier_flops),
+    }
 
     def handle(formula: Formula) -> Callable[[Iterable[Any], Iterable[Any]], int]:
         def count(inputs: Iterable[Any], outputs: Iterable[Any]) -> int:
-            shapes = [value.type().sizes() if value.type().kind() == "TensorType" else None for value in inputs]
-            out_shape = tuple(next(iter(outputs)).type().sizes())
-            return formula(*shapes, out_shape=out_shape) // 2
+            return formula(*map(_argument, inputs), out_shape=_argument(next(iter(outputs)))) // 2
 
         return count
 
-    return {packet._qualified_op_name: handle(formula) for packet, formula in flop_formulas().items()}
+    named = {packet._qualified_op_name: formula for packet, formula in flop_formulas().items()} | whole
+    return {name: handle(formula) for name, formula in named.items()}
+
+
+def _of_signal(formula: Formula) -> Formula:
+    """A formula of what `torch.fft` takes: a signal, its length if another, and one axis or several."""
+
+    def count(x: Shape, length: Any, dim: Any, *_: Any, out_shape: Shape, **__: Any) -> int:
+        return formula(x, [dim] if isinstance(dim, int) else dim, out_shape=out_shape)
+
+    return count
+
+
+def _argument(value: Any) -> Any:
+    """What a formula takes for a value of a traced graph: the shape of a tensor, and of all else what it is."""
+    if value.type().kind() == "TensorType":
+        return tuple(value.type().sizes())
+    if value.node().kind() == "prim::ListConstruct":
+        return [_argument(item) for item in value.node().inputs()]
+    return value.toIValue()

@@ -19,7 +19,7 @@ from claritycore.blocks import (
 )
 from claritycore.deploy import Summary, flop_formulas, fvcore_handles, summarize
 from claritycore.nets import AutoConfig, AutoModel, RRDBNet, RRDBNetConfig
-from tests.small_nets import LEARNERS
+from tests.small_nets import LEARNERS, NETS
 
 
 def rrdb_macs(channels: int, growth: int) -> int:
@@ -121,6 +121,21 @@ def test_fvcore_counts_the_same_with_our_handles():
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         analysis.set_op_handle(**fvcore_handles())
         assert analysis.total() == summarize(module, shape).macs
+
+
+@pytest.mark.parametrize("name", ["PLKSR", "SwinUNet", "HERSR", "HARMONIC", "RSFMoENet"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_fvcore_counts_whole_nets(name):
+    """All that torch's counter counts, but for products with a vector; fvcore adds norms."""
+    fvcore = pytest.importorskip("fvcore.nn")
+    torch.manual_seed(0)
+    net = NETS[name](scale=1).eval()
+    analysis = fvcore.FlopCountAnalysis(net, torch.rand(1, 3, 16, 16))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    counted = analysis.set_op_handle(**fvcore_handles()).by_operator()
+    found = sum(macs for op, macs in counted.items() if not op.endswith("_norm"))
+    assert found == pytest.approx(summarize(net, (1, 3, 16, 16)).macs, rel=2e-4)
 
 
 def test_it_reads_well_and_leaves_the_module_alone():
