@@ -2,10 +2,12 @@
 
 import io
 import logging
+import struct
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -90,6 +92,30 @@ def _open(data: bytes) -> ImageFile:
     if data.startswith(b"BM"):
         return BmpImageFile(file)
     raise Refused("is no image that can be read here: give a PNG, TIFF, JPEG, WebP or BMP file")
+
+
+def upright_size(image: ImageFile, path: Path) -> tuple[int, int]:
+    """Height and width of a picture as it will be read, of which only the head was."""
+    if isinstance(image, TiffImageFile):  # whose size is that of before it is turned in some versions of Pillow alone
+        width, height = image.tag_v2[256], image.tag_v2[257]
+        orientation = image.tag_v2.get(ORIENTATION, 1)
+    else:
+        width, height = image.size
+        png = isinstance(image, PngImageFile)
+        _, orientation = _oriented(_exif_of_png(path) if png else image.info.get("exif", b""))
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def _exif_of_png(path: Path) -> bytes:
+    """Find the EXIF of a PNG, which may come after its pixels, without decoding them."""
+    with path.open("rb") as file:
+        file.seek(len(PNG_SIGNATURE))
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return file.read(length)
+            file.seek(length + 4, io.SEEK_CUR)
+    return b""
 
 
 def _oriented(data: bytes) -> tuple[bytes | None, int]:

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .decoding import ORIENTATION, Decoded, Refused, decode, too_large
+from .decoding import Decoded, Refused, decode, too_large, upright_size
 from .picture import PROFILE_SPACES, Picture
 
 # Pillow's usual limit, against files that unpack to far more than they weigh.
 MAX_PIXELS = 89_478_485
+ANY = 2**62
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -83,7 +84,8 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no image of the formats that are read.
+        IsADirectoryError: if it is a folder.
+        ValueError: if it is no regular file, no image of the formats that are read, or too large to be read.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -91,15 +93,16 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     ...     image_size(f"{folder}/small.png")
     (2, 3)
     """
-    _check_file(Path(path))
+    path = Path(path)
+    _check_file(path)
     try:
-        with Image.open(path, formats=("BMP", "JPEG", "PNG", "TIFF", "WEBP")) as image:
-            width, height = image.size
-            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        with _pillow_allows(ANY), Image.open(path, formats=("BMP", "JPEG", "PNG", "TIFF", "WEBP")) as image:
+            height, width = upright_size(image, path)
     except Image.UnidentifiedImageError:  # a TIFF, perhaps, of a kind that Pillow does not know
         height, width = read_image(path).pixels.shape[-2:]
-        return height, width
-    return (width, height) if turned else (height, width)
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{path} has {width} x {height} pixels, above the limit of {MAX_PIXELS}: cut it into parts")
+    return height, width
 
 
 def _check_file(path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from claritycore.images import read_image
+from claritycore.images.reading import image_size
 
 
 def test_a_dark_16_bit_file_stays_16_bit(tmp_path):
@@ -207,3 +208,32 @@ def test_published_images_are_read_as_pillow_reads_them(data_folder, integers):
         with Image.open(path) as image:
             samples = np.asarray(image)
         np.testing.assert_array_equal(integers(read_image(path)).squeeze(), samples)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp"])
+def test_the_size_is_that_of_what_would_be_read(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (5, 3)).save(path, **({} if suffix == "bmp" else {"exif": exif}))
+    assert image_size(path) == tuple(read_image(path).pixels.shape[-2:])
+
+
+def test_the_size_is_told_by_the_head_alone(tmp_path):
+    """Of a PNG too, whose EXIF may come after its pixels."""
+    turned = struct.pack(">2sHIHHHII", b"MM", 42, 8, 1, 0x0112, 3, 1, 6 << 16)
+    whole = make_png(5, 3, 8, 0, b"\0".join([b"", *[bytes(5)] * 3]))
+    late = whole[:-12] + struct.pack(">I", len(turned)) + b"eXIf" + turned + bytes(4) + whole[-12:]
+    path = tmp_path / "a.png"
+    for data, expected in ((whole, (3, 5)), (late, (5, 3)), (whole[:45], (3, 5))):
+        path.write_bytes(data)
+        assert image_size(path) == expected
+
+
+@pytest.mark.parametrize("side", [9_500, 14_000])
+def test_a_picture_too_large_to_be_read_is_refused_by_its_head(tmp_path, side):
+    path = tmp_path / "large.png"
+    path.write_bytes(make_png(side, side, 8, 0, b""))
+    with pytest.raises(ValueError, match=rf"large.png has {side} x {side} pixels, above the limit of 89478485: cut it"):
+        image_size(path)
