@@ -98,7 +98,7 @@ class ImageFolder:
             path, why = next(iter(self.unusable.items()))
             counted = f"{len(self.unusable)} of {len(found)} images in {self.folder} cannot be used"
             raise ValueError(f"{counted}; the first: {path} {why}")
-        self._decoded: OrderedDict[int, Tensor] = OrderedDict()
+        self._decoded: OrderedDict[Path, Tensor] = OrderedDict()
         self._held = 0
 
     def __len__(self) -> int:
@@ -110,17 +110,18 @@ class ImageFolder:
         Raises:
             ValueError: if the file turns out to be damaged.
         """
-        if index in self._decoded:
-            self._decoded.move_to_end(index)
-            return self._decoded[index]
-        picture = read_image(self.paths[index])
+        path = self.paths[index]
+        if path in self._decoded:
+            self._decoded.move_to_end(path)
+            return self._decoded[path]
+        picture = read_image(path)
         pixels = picture.pixels[0]
         if self.channels == 3:
             pixels = pixels.expand(3, -1, -1)
         elif len(pixels) == 3:
             pixels = rgb_to_y(pixels[None])[0]
         image = (pixels * 255).round().byte() if picture.depth == 8 else pixels
-        self._keep(index, image.contiguous())
+        self._keep(path, image.contiguous())
         return image
 
     def told(self) -> list[str]:
@@ -132,8 +133,8 @@ class ImageFolder:
         first = [f"{path} {why}" for path, why in self.unusable.items()][:1]
         return lines + [f"{len(self.unusable)} images of {self.folder} are left out, the first: {one}" for one in first]
 
-    def _keep(self, index: int, image: Tensor) -> None:
-        self._decoded[index] = image
+    def _keep(self, path: Path, image: Tensor) -> None:
+        self._decoded[path] = image
         self._held += image.nbytes
         while self._held > self.cache_bytes and len(self._decoded) > 1:
             self._held -= self._decoded.popitem(last=False)[1].nbytes
@@ -190,7 +191,17 @@ class TrainingSamples(Dataset[Sample]):
         return len(self.clean)
 
     def __getitem__(self, number: int) -> Sample:
+        """Sample of that number.
+
+        Raises:
+            ValueError: if an image is smaller than a crop: `at_least` of `ImageFolder` would have found it.
+        """
         index, image = self._readable(self._image_of(number))
+        if min(image.shape[1:]) < self.patch_size:
+            _, height, width = image.shape
+            raise ValueError(
+                f"{self.clean.paths[index]} is {width} x {height}, smaller than patch_size {self.patch_size}"
+            )
         draw = random.Random(mixed(self.seed, 1, number))
         side, scale = self.patch_size // self.scale, self.scale  # in pixels of the small image, for pairs to match
         if self.shrink < 1:  # there is no small one: any side and any place will do
@@ -233,12 +244,17 @@ def check_pairs(clean: ImageFolder, degraded: ImageFolder, scale: int) -> None:
     """Bring the degraded images into the order of the clean ones, whose names they share, but for an ending as in x4.
 
     Raises:
-        ValueError: if one has no partner, or is not of 1 / `scale` its size.
+        ValueError: if one has no partner or several, or is not of 1 / `scale` its size.
     """
 
     def stems(folder: ImageFolder, paths: Iterable[Path], ending: str = "") -> dict[Path, Path]:
-        named = {path: path.relative_to(folder.folder).with_suffix("") for path in paths}
-        return {stem.with_name(stem.name.removesuffix(ending)): path for path, stem in named.items()}
+        found: dict[Path, Path] = {}
+        for path in paths:
+            stem = path.relative_to(folder.folder).with_suffix("")
+            first = found.setdefault(stem.with_name(stem.name.removesuffix(ending)), path)
+            if first != path:
+                raise ValueError(f"{first} and {path} would both be the partner of one image: keep one of them")
+        return found
 
     # 0001x4.png is the usual name of what is a quarter of 0001.png.
     ending = f"x{scale}" if scale > 1 else ""

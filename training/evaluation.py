@@ -3,13 +3,15 @@
 import csv
 import io
 import math
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+from ..nets.checkpoints import write_whole
 from .frechet import FeatureSums, frechet_distance
 from .routing import Routing, add_routing, routing_figures
 
@@ -121,12 +123,7 @@ class Evaluation:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(self._table(drawn=True))
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        try:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, text.getvalue().encode())
         return path
 
     def __str__(self) -> str:
@@ -176,3 +173,11 @@ def add_seen(seen: Seen, recipe: str, restored: FeatureSums, original: FeatureSu
 
 def _rounded(name: object, value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:.{DECIMALS.get(str(name), 2)}f}"
+
+
+def gathered(found: Evaluation, processes: int) -> list[Evaluation]:
+    """What each of several processes found, in all of them."""
+    parts: list[Evaluation] = [found] * processes
+    if processes > 1:
+        torch.distributed.all_gather_object(parts, found)
+    return parts

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..deploy import restore_picture
 from ..deploy.progress import ProgressLine
 from ..images import Picture, write_image
 from ..nets import BaseConfig
@@ -18,6 +17,7 @@ from .critic import Critic
 from .data import ImageFolder, Sample, mixed
 from .degradations import degrade
 from .engine import number_of_workers, start_fabric
+from .evaluation import Evaluation, gathered
 from .interruption import Interruption, TrainingInterrupted, leave_signals_to_the_run
 from .journal import Journal
 from .losses import WeightedLoss
@@ -27,7 +27,7 @@ from .run_images import crop_shapes, images_of, recipe_of, scale_of_step
 from .settings import TrainingSettings
 from .supervision import supervise
 from .trained_net import TrainedNet
-from .validation import Evaluation, cropped, evaluate
+from .validation import evaluate, side_by_side
 
 Tell = Callable[[str], None]
 
@@ -93,10 +93,13 @@ class _Run:
         self.folder = Path(settings.runs) / (settings.name or f"{config.model_type}x{self.scale}")
         if state is None and (self.folder / CHECKPOINT).exists():
             raise FileExistsError(f"{self.folder} exists: give another --name, or go on by: claritycore resume")
-        if state is not None and settings.steps <= state.step:
+        self.first_step, self.best = (0, None) if state is None else (state.step, state.best)
+        # A run that ended in a validation saved its step and owes what it would have found.
+        self.validated = 0 if state is None else state.validated
+        self.owing = self.validated is not None and self.validated < self.first_step and self._due(self.first_step)
+        if state is not None and settings.steps <= state.step and not self.owing:
             raise ValueError(f"{self.folder} has made {state.step} steps already: give more by --steps")
         self.fabric = start_fabric(settings)
-        self.first_step, self.best = (0, None) if state is None else (state.step, state.best)
         self.batches = self._batches()
         self.model = TrainedNet(config, settings, self.fabric, state, tell)
         self.loss.to(self.fabric.device)
@@ -116,17 +119,20 @@ class _Run:
         settings, batches = self.settings, iter(self.batches)
         try:
             journal.start()
+            if self.owing:
+                self.validate(self.first_step, journal)
+                self.save(self.first_step)
             for step in range(self.first_step, settings.steps):
                 values = self.step(step, batches)
                 done, last = step + 1, step + 1 == settings.steps
                 journal.follow(done, values["loss"])
                 if done % settings.log_every == 0 or last:
                     journal.write(done, lr=settings.lr_at(step), **self._mean(values))
-                if self.validation and (done % settings.validate_every == 0 or last):
+                if due := self._due(done):
                     self.save(done)  # a validation that fails costs no finished steps
                     self.validate(done, journal)
                 number = self._agreed(interruption.number)
-                if done % settings.save_every == 0 or last or number:
+                if due or done % settings.save_every == 0 or last or number:
                     self.save(done)
                 if number and not last:
                     self.fabric.barrier()  # the processes that wait do not end before the one that saves
@@ -134,6 +140,10 @@ class _Run:
                     raise TrainingInterrupted(f"{told}: claritycore resume {self.folder} goes on", number)
         finally:
             journal.close()
+
+    def _due(self, step: int) -> bool:
+        """Whether a validation follows that many steps."""
+        return self.validation is not None and (step % self.settings.validate_every == 0 or step == self.settings.steps)
 
     def _mean(self, values: dict[str, float]) -> dict[str, float]:
         """Means over the processes, each of which has its part of the batch."""
@@ -182,9 +192,10 @@ class _Run:
     def validate(self, step: int, journal: Journal) -> None:
         """Restore the validation images, write the figures down, and keep the best weights."""
         net, fabric, images = self.model.shipped(), self.fabric, cast(ImageFolder, self.validation)
+        self.validated = step
         recipes = self.settings.validation_recipes or (self.settings.recipe,)
         found = evaluate(net, images, recipes=recipes, rank=fabric.global_rank, processes=fabric.world_size)
-        found = Evaluation.merge(_gathered(found, fabric.world_size))
+        found = Evaluation.merge(gathered(found, fabric.world_size))
         self.model.plain.train()
         if fabric.global_rank:
             return
@@ -200,19 +211,14 @@ class _Run:
             net.save_pretrained(self.folder / BEST)
 
     def _draw(self, step: int, images: ImageFolder, number: int, net: nn.Module, journal: Journal) -> None:
-        """Write a validation picture: degraded, restored and original side by side."""
-        clean = cropped(images[number], self.scale)
+        """Write a validation picture, in a folder as that of its image."""
         recipe = (self.settings.validation_recipes or (self.settings.recipe,))[0]
-        degraded = degrade(clean, recipe, [mixed(self.settings.seed, 5, number)], scale=self.scale).image
-        restored = restore_picture(net, Picture(degraded.clamp(0, 1))).pixels
-        nearest = degraded.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
-        panels = torch.cat([nearest, restored, clean], dim=3)
-        below = images.paths[number].relative_to(images.folder).with_suffix("")
-        name = "_".join(below.parts)  # two folders may have pictures of one name
-        place = self.folder / "pictures" / f"{name}_{step}.png"
-        place.parent.mkdir(exist_ok=True)
+        panels = side_by_side(net, images[number], recipe, mixed(self.settings.seed, 5, number), self.scale)
+        name = images.paths[number].relative_to(images.folder).with_suffix("")
+        place = self.folder / "pictures" / name.with_name(f"{name.name}_{step}.png")
+        place.parent.mkdir(parents=True, exist_ok=True)
         write_image(place, Picture(panels), overwrite=True)
-        journal.picture(step, name, panels[0])
+        journal.picture(step, name.as_posix(), panels[0])
 
     def save(self, step: int) -> None:
         """Write down where the run stands, and the weights that it would ship."""
@@ -228,6 +234,7 @@ class _Run:
             scaler=None if self.scaler is None else self.scaler.state_dict(),
             best=self.best,
             images=len(self.samples),
+            validated=self.validated,
             **states,
         )
         write_state(self.folder, state)
@@ -287,11 +294,3 @@ def _next(batches: Iterator[Sample]) -> Sample:
         return next(batches)
     except ValueError as error:  # of an image that proves damaged; a worker puts its traceback in front
         raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
-
-
-def _gathered(found: Evaluation, processes: int) -> list[Evaluation]:
-    if processes == 1:
-        return [found]
-    gathered: list[Evaluation] = [found] * processes
-    torch.distributed.all_gather_object(gathered, found)
-    return gathered

@@ -33,6 +33,7 @@ class RunState:
         scaler: the state dict of float16's loss scaling, if there is one.
         best: the highest PSNR of a validation so far.
         images: how many it was trained on; their number decides which is drawn.
+        validated: the step after which it was last validated.
     """
 
     step: int
@@ -45,6 +46,7 @@ class RunState:
     scaler: dict[str, Any] | None = None
     best: float | None = None
     images: int | None = None
+    validated: int | None = None
 
 
 def write_state(folder: Path, state: RunState) -> None:

@@ -195,6 +195,15 @@ def cropped(image: Tensor, scale: int) -> Tensor:
     return _as_float(image[:, :height, :width])
 
 
+def side_by_side(net: nn.Module, image: Tensor, recipe: str, seed: int, scale: int) -> Tensor:
+    """An image (C, H, W) degraded, restored and as it is: (1, C, H', 3 W'), cropped to a multiple of the scale."""
+    clean = cropped(image, scale)
+    degraded = degrade(clean, recipe, [seed], scale=scale).image
+    restored = restore_picture(net, Picture(degraded.clamp(0, 1))).pixels
+    nearest = degraded.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return torch.cat([nearest, restored, clean], dim=3)
+
+
 def _as_float(image: Tensor) -> Tensor:
     return (image / 255 if image.dtype == torch.uint8 else image)[None]
 

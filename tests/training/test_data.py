@@ -286,3 +286,32 @@ def test_of_images_without_partner_one_of_each_side_is_named(folder, tmp_path):
         write_image(tmp_path / "others" / name, Picture(torch.rand(1, 3, 40, 52)))
     with pytest.raises(ValueError, match=r"4 of the images in .*; the first: .*/b\.png and .*others/z\.png$"):
         TrainingSamples(ImageFolder(folder), ImageFolder(tmp_path / "others"), patch_size=32)
+
+
+def test_what_was_decoded_before_pairs_were_made_is_that_of_its_path(folder, tmp_path):
+    (tmp_path / "less").mkdir()
+    for path in sorted(folder.rglob("*.*"))[1:]:
+        (tmp_path / "less" / path.relative_to(folder)).parent.mkdir(exist_ok=True)
+        (tmp_path / "less" / path.relative_to(folder)).write_bytes(path.read_bytes())
+    (folder / "a.png").write_bytes(b"no image")
+    (tmp_path / "less" / "a.png").write_bytes((folder / "b.png").read_bytes())
+    clean, degraded = ImageFolder(folder, skip_unusable=True), ImageFolder(tmp_path / "less")
+    before = degraded[0], degraded[1]
+    samples = TrainingSamples(clean, degraded, patch_size=8)
+    assert [path.name for path in degraded.paths] == ["b.png", "c.png", "d.jpg"]
+    assert torch.equal(samples.degraded[0], before[1])
+
+
+def test_two_files_that_would_be_partners_of_one_are_refused(folder, tmp_path):
+    (tmp_path / "others").mkdir()
+    for name in ("a.png", "a.jpg"):
+        write_image(tmp_path / "others" / name, Picture(torch.rand(1, 3, 40, 52)))
+    told = r"a\.jpg and .*a\.png would both be the partner of one image"
+    with pytest.raises(ValueError, match=told):
+        TrainingSamples(ImageFolder(folder), ImageFolder(tmp_path / "others"), patch_size=32)
+
+
+def test_an_image_smaller_than_a_crop_is_named(folder):
+    samples = TrainingSamples(ImageFolder(folder), patch_size=48)
+    with pytest.raises(ValueError, match=r"(a|b|c)\.png is \d+ x \d+, smaller than patch_size 48"):
+        [samples[number] for number in range(4)]

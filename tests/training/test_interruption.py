@@ -87,6 +87,33 @@ def test_a_signal_in_the_last_step_changes_nothing(make_settings, config, monkey
     assert read_state(train(config, make_settings())).step == 6
 
 
+@pytest.mark.parametrize("at", [4, 6])
+def test_a_validation_that_was_broken_off_is_made_up_for(make_settings, config, photos, monkeypatch, at):
+    """As by a kill: in the middle of a run and at its end the same weights are the best, and the log is whole."""
+    validated = {"validation": str(photos), "validate_every": 2, "pictures": 0, "save_every": 100}
+    whole = train(config, make_settings(name="whole", **validated))
+    validate = loop._Run.validate
+
+    def killed(run, step, journal):
+        if step == at:
+            raise MemoryError
+        validate(run, step, journal)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "validate", killed)
+        with pytest.raises(MemoryError):
+            train(config, make_settings(name="broken", **validated))
+    folder = whole.parent / "broken"
+    state = read_state(folder)
+    assert (state.step, state.validated) == (at, at - 2)
+    train(state.config, state.settings, state=state)
+    for name in ("log.jsonl", "best.safetensors"):
+        assert (whole / name).read_bytes() == (folder / name).read_bytes()
+    assert read_state(folder).best == read_state(whole).best
+    with pytest.raises(ValueError, match="has made 6 steps already"):
+        train(state.config, state.settings, state=read_state(folder))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "number", "whole_group"),
