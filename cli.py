@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # what is left in it would fail after the end
     except BrokenPipeError:  # whoever reads the output has enough of it, as head has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return 128 + signal.SIGPIPE
+        return 128 + getattr(signal, "SIGPIPE", 13)  # Windows has none
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         print(f"claritycore: {one_line(error)}", file=sys.stderr)
         return 2

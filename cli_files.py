@@ -11,8 +11,9 @@ from torch import nn
 
 from . import deploy
 from .deploy import RestoreOptions, RestoreReport, restore_files
-from .deploy.export import DType, Format
+from .deploy.export import Format
 from .deploy.progress import ProgressLine, one_line
+from .deploy.restore_options import DType
 from .nets import AutoConfig, AutoModel, inspect_checkpoint, list_models
 from .nets.base import scales_of, stated
 from .nets.shipped import located, shipped_for
@@ -77,7 +78,8 @@ class ExportFlags:
         size: height and width of the traced image, at which a static file stays, and at which an engine is fastest.
         dtype: of weights, image and result.
         static: fix batch (at 1), height and width.
-        tolerance: largest error relative to the largest value of the result; by default 1e-4, in float16 2e-2.
+        tolerance: largest error relative to the largest value of the result; by default 1e-4, in float16 2e-2 and in
+            bfloat16 1e-1.
         overwrite: replace files that exist.
     """
 

@@ -212,7 +212,7 @@ def _in_our_layout(block: nn.Module, state: dict[str, Tensor], prefix: str, *_: 
 
 def _with_our_names(block: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     for theirs in [key for key in state if key.startswith(f"{prefix}modulated_conv.")]:
-        state[theirs.replace("modulated_conv", "conv")] = state.pop(theirs)
+        state[f"{prefix}conv.{theirs.removeprefix(f'{prefix}modulated_conv.')}"] = state.pop(theirs)
     for theirs, ours in {"activate.bias": "bias", "weight": "noise.weight"}.items():
         if f"{prefix}{theirs}" in state:
             state[f"{prefix}{ours}"] = state.pop(f"{prefix}{theirs}")

@@ -93,8 +93,9 @@ class RouteResult:
 
     def kept_share(self) -> float:
         """The share of regions that were routed; the others passed by all experts."""
-        images, rows, columns = self.grid
-        return self.indices.shape[0] / max(images * rows * columns, 1)
+        # A program has a row for every region, and a gate of 0 where it passes by.
+        routed = self.indices.shape[0] if self.gate is None else int((self.gate > 0).sum())
+        return routed / max(math.prod(self.grid), 1)
 
     def statistics(self) -> dict[str, Tensor]:
         """All of these by name, without gradients."""

@@ -122,7 +122,6 @@ class ConvAttention(nn.Module):
     """
 
     tile_safe = False
-    tile_multiple = 1
 
     def __init__(
         self, channels: int, attention: nn.Module, *, compress: int = 3, reduction: int = 30, scale: float = 0.01
@@ -132,7 +131,8 @@ class ConvAttention(nn.Module):
         _check_attention(attention, channels)
         hidden = max(channels // compress, 1)
         self.channels, self.scale = channels, scale
-        self.receptive_radius = max(2, tiling_of(attention).receptive_radius)
+        _, radius, self.tile_multiple = tiling_of(attention)
+        self.receptive_radius = max(2, radius)
         self.attn = attention
         self.conv1 = nn.Conv2d(channels, hidden, 3, padding=1)
         self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1)

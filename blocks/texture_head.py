@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ..kernels import blur_split
 from ..kernels.memory_format import in_format_of
 from .checks import check_feature_map, check_positive
+from .degradation_features import immerkaer_sigma
 from .modulated import ModulatedNoiseConv2d
 from .noise_injection import NoiseField
 from .precision import at_least_float32, without_autocast
@@ -100,11 +101,7 @@ class TextureHead(nn.Module):
         """Noise and sharpness of each image: ``(B, 2)``, no less precise than float32."""
         with without_autocast(image):
             wide = at_least_float32(image)
-            # Second differences along both sides, of which a plane has none; their deviation is 6 times that of noise.
-            padded = F.pad(wide, (1, 1, 1, 1), mode="replicate")
-            across = padded[..., :-2] - 2 * padded[..., 1:-1] + padded[..., 2:]
-            laplacian = across[..., :-2, :] - 2 * across[..., 1:-1, :] + across[..., 2:, :]
-            sigma = (0.5 * torch.pi) ** 0.5 / 6 * laplacian.abs().mean((1, 2, 3))
+            sigma = immerkaer_sigma(F.pad(wide, (1, 1, 1, 1), mode="replicate"))
             _, high = blur_split(wide, self.sigma)
             return torch.stack([sigma, high.abs().mean((1, 2, 3))], dim=1)
 

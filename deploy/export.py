@@ -16,9 +16,9 @@ from .export_program import write_program, write_weights
 from .export_report import TOLERANCES, ExportReport
 from .export_tensorrt import write_engine
 from .export_trace import subject_of
+from .restore_options import DType
 
 Format = Literal["onnx", "torch", "safetensors", "tensorrt"]
-DType = Literal["float32", "float16", "bfloat16"]
 
 ENDINGS: dict[str, Format] = {
     ".onnx": "onnx",

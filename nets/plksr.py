@@ -1,7 +1,6 @@
 """PLKSR and RealPLKSR: super-resolution by partial large kernels."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +10,9 @@ from ..blocks.initialisation import fill
 from ..blocks.pixel_shuffle import pixel_shuffle
 from ..blocks.plk import NORM_GROUPS, Activation, BlockNorm, Form
 from .base import RestorationNet, check_config, check_image
+from .heads import Upsampler
 from .output import RestorationOutput
 from .registry import BaseConfig, register_config
-
-Upsampler = Literal["pixelshuffle", "dysample"]
 
 SIZES = {
     "plksr-tiny": {"num_block": 12, "kernel_size": 13, "attention": False},

@@ -10,11 +10,11 @@ from ..blocks import RRDB, PixelShuffleUp
 from ..blocks.padding import cropped, pad_to_multiple
 from ..blocks.pixel_shuffle import pixel_unshuffle
 from .base import RestorationNet, check_config, check_image
+from .heads import STEPS
 from .output import RestorationOutput
 from .registry import BaseConfig, register_config
 
 SIZES = {"rrdbnet-lite": {"num_feat": 32, "num_block": 6, "num_grow_ch": 16}}
-STAGES = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 NEGATIVE_SLOPE = 0.2
 
 
@@ -63,7 +63,7 @@ class RRDBNetConfig(BaseConfig):
     @property
     def stages(self) -> tuple[int, ...]:
         """The factors by which the features are upsampled, one after the other."""
-        return STAGES[self.scale * self.unshuffle]
+        return STEPS[self.scale * self.unshuffle]
 
     def build(self) -> "RRDBNet":
         return RRDBNet(self)

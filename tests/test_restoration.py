@@ -63,7 +63,7 @@ def test_each_column_is_of_who_is_named(measured, photographs):
     assert [row.figures["psnr"] for row in alone.rows] == [row.restored for row in measured if row.recipe == "joint"]
 
 
-def test_photographs_without_a_fault_are_left_out_but_of_the_recipe_that_has_none(measured):
+def test_photographs_without_a_fault_are_left_out_but_of_the_recipe_that_has_none():
     clean, fault = Row("clean", "a", math.inf, 30, 30, 40), Row("joint", "a", 25, 26, 27, 28)
     spared = Row("joint", "b", math.inf, 90, 90, 20)
     assert restoration.degraded_only([clean, fault, spared], "joint") == [fault]

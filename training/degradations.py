@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..nets.base import SCALES
 from .jpeg import check_image, straight
 from .published import BSRGAN, REAL_ESRGAN
 from .recipes import Recipe, find_recipe, list_recipes, register_recipe
@@ -24,8 +25,6 @@ __all__ = [
     "list_recipes",
     "register_recipe",
 ]
-
-SCALES = (1, 2, 3, 4, 8)
 
 
 class Degraded(NamedTuple):

@@ -13,8 +13,9 @@ from ..deploy.restore_files import NO_MORE_ROOM, RestoreReport, find_device
 from ..images import Picture, imresize, read_image, write_image
 from ..images.encoding import FORMATS
 from ..images.reading import MAX_PIXELS
+from ..nets.base import SCALES
 from .data import mixed
-from .degradations import SCALES, degrade
+from .degradations import degrade
 from .recipes import Recipe, find_recipe
 
 DRAWN = "degradations.jsonl"

@@ -148,6 +148,15 @@ def test_state_dicts_of_stylegan2_load(resample, layout):
     assert torch.equal(block.conv.weight, theirs["conv.weight"][0].double())
 
 
+def test_a_state_dict_of_basicsr_loads_wherever_the_block_is_held():
+    net = torch.nn.ModuleDict({"modulated_conv1": ModulatedNoiseConv2d(3, 4, style_channels=5)})
+    state = net.state_dict()
+    own = "modulated_conv1.conv."
+    theirs = {name.replace(own, "modulated_conv1.modulated_conv."): torch.ones_like(x) for name, x in state.items()}
+    net.load_state_dict(theirs)
+    assert all((x == 1).all() for x in net.state_dict().values())
+
+
 def test_noise_of_strength_zero_changes_nothing():
     x, style = normal((2, 3, 5, 4)), normal((2, 5))
     block = ModulatedNoiseConv2d(3, 4, style_channels=5)

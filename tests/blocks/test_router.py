@@ -133,6 +133,7 @@ def test_a_bypass_leaves_alone_whatever_scores_below_it(bypass):
     program = torch.export.export(made, (X,)).module()(X)
     torch.testing.assert_close(program.gate, torch.where(scores >= bypass, scores, 0))
     torch.testing.assert_close(program.statistics()["kept_share"].item(), route.kept_share())
+    assert program.kept_share() == route.kept_share() == len(expected) / 70
 
 
 def test_confidence_is_what_the_entropy_leaves_times_the_gate():

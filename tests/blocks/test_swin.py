@@ -119,7 +119,7 @@ def test_attention_beside_a_convolution_is_the_formula():
         (WindowAttention2d(4, 2, window_size=4), GatedFFN(4), (True, 4, 4)),
         (GridAttention(4, 2), None, (False, 0, 1)),
         (HybridAttention(4, 2), None, (False, 0, 1)),
-        (ConvAttention(4, WindowAttention2d(4, 2)), None, (False, 7, 1)),
+        (ConvAttention(4, WindowAttention2d(4, 2)), None, (False, 7, 8)),
         (nn.Conv2d(4, 4, 3, padding=1), None, (True, 1, 1)),
         (nn.InstanceNorm2d(4), None, (False, 0, 1)),
     ],

@@ -67,7 +67,7 @@ def test_other_suffixes_are_not_written(net, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_does_not_fit_is_refused_before_its_net_is_made(net, tmp_path, monkeypatch):
+def test_a_file_that_does_not_fit_is_refused_before_its_net_is_made(tmp_path, monkeypatch):
     description = json.dumps({"model_type": "rrdbnet", "config": {"num_feat": 2048}})
     save_file({"conv_first.bias": torch.zeros(1)}, tmp_path / "liar.safetensors", metadata={"claritycore": description})
     made = []

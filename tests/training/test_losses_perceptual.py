@@ -240,7 +240,7 @@ def test_standardize_takes_channels_as_they_are_or_one_for_all():
     torch.testing.assert_close(standardize(image[:, :1], (0, 0, 0), (1, 1, 1)), image[:, :1].expand(-1, 3, -1, -1))
 
 
-def test_what_is_missing_is_told(files, losses, tmp_path):
+def test_what_is_missing_is_told(files, tmp_path):
     with pytest.raises(ValueError, match=r"VGGLoss needs weights=FILE, vgg19 or vgg16 in torchvision's layout, as htt"):
         VGGLoss()
     with pytest.raises(ValueError, match=r"LPIPSLoss needs weights=FILE, alexnet or vgg16 in torchvision's layout, as"):
