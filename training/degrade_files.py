@@ -110,7 +110,8 @@ def degrade_files(
     """
     options, output = options or DegradeOptions(), Path(output)
     device, recipe = find_device(options.device), find_recipe(options.recipe)
-    to_file = len(inputs) == 1 and Path(inputs[0]).is_file() and bool(output.suffix) and not output.is_dir()
+    different = {os.path.realpath(path) for path in inputs}
+    to_file = len(different) == 1 and Path(inputs[0]).is_file() and bool(output.suffix) and not output.is_dir()
     ext, recursive = None if to_file else options.ext, options.recursive
     jobs = plan_jobs(inputs, output, ext=ext, recursive=recursive, overwrite=options.overwrite, note=note)
     if to_file and FORMATS[output.suffix.lower()].name == "JPEG":

@@ -60,6 +60,8 @@ def test_a_file_alone_becomes_what_it_becomes_among_others(folder, tmp_path):
     degrade_files([folder], tmp_path / "out", options)
     report = degrade_files([folder / "a.png"], tmp_path / "alone/one.tif", options)
     assert [path.name for path in report.written] == ["one.tif", "one.jsonl"]
+    report = degrade_files([folder / "a.png", folder / "a.png"], tmp_path / "alone/twice.tif", options)
+    assert [path.name for path in report.written] == ["twice.tif", "twice.jsonl"]
     among, alone = tmp_path / "out/a.png", tmp_path / "alone/one.tif"
     assert torch.equal(read_image(among).pixels, read_image(alone).pixels)
     other = DegradeOptions(scale=2, seed=6, overwrite=True, **CPU)
