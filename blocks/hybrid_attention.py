@@ -1,5 +1,6 @@
 """Attention within windows that reaches further: over a grid through the map, and with tokens that stand for it."""
 
+import math
 from typing import Literal
 
 import torch
@@ -114,7 +115,6 @@ class HybridAttention(Projections):
 
     tile_safe = False
     receptive_radius = 0
-    tile_multiple = 1
 
     def __init__(
         self,
@@ -136,6 +136,9 @@ class HybridAttention(Projections):
         check_shift(self.shift, self.window_size)
         check_not_negative(global_size=global_size)
         self.form, self.global_size = form, global_size
+        # Windows of a tile are those of its image; a grid spans each anew.
+        steps = {"window": 1, "dilated": 2, "grid": None}[form]
+        self.tile_multiple = steps * math.lcm(*self.window_size) if steps else 1
         self.position_bias = position_bias(bias, num_heads, self.window_size)
 
     def forward(self, x: Tensor, logit_scale: Tensor | None = None) -> Tensor:

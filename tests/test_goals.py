@@ -1,5 +1,6 @@
 """The tables in the README that come from CSV files: they are up to date, and that of goals judges as it says."""
 
+import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ ROOT = Path(claritycore.__file__).parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # benchmarks run from a checkout and are never installed
 
-from benchmarks import goals, readme  # noqa: E402
+from benchmarks import goals, readme, scaling  # noqa: E402
 from benchmarks.goals import Goal  # noqa: E402
 from benchmarks.machine import Stamp  # noqa: E402
 from benchmarks.report import Result, write_csv  # noqa: E402
@@ -41,6 +42,13 @@ def test_the_readme_has_the_tables_of_the_csv_files():
     assert readme.filled(page) == page, "run python -m benchmarks.readme"
     assert page.count("not yet measured") >= 1
     assert " of its floor, GPU" in page
+
+
+def test_the_readme_shows_pictures_that_are_there():
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", readme.README.read_text())
+    assert [name for name in shown if not (ROOT / name).is_file()] == []
+    assert sum("/scaling_" in name for name in shown) == len(scaling.SWEEPS)
+    assert list(scaling.SWEEPS) == [benchmark.name for benchmark in scaling.BENCHMARKS]
 
 
 @pytest.mark.parametrize(
