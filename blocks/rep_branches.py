@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels import depthwise_conv2d
+from ..kernels.memory_format import channels_last
+from ..kernels.processor import AVX2
 from .initialisation import fill
 from .rep_algebra import Affine, Size, affine_of, delta, double, neutralise, spread
 from .safe_conv import SafeConv2d
@@ -29,10 +31,16 @@ EDGES = {
 WIDE = 15
 # So many depthwise convolutions take as long forward as one in groups of so many channels, and a third in training.
 FEW = 4
+# With AVX2 (Zen 3, torch 2.13) oneDNN has no fast form of a convolution over all channels that pads contiguous maps for
+# so many columns: padded before, 11x11 to 17x17 take a fifth to a third of the time. Nor has it one of the gradient of
+# the weight on channels-last maps from `WIDE` on, which takes 20 to 30 times as long as on contiguous ones; below that
+# it is the contiguous ones that take twice as long.
+BROAD = 9
 
 
 class SameConv2d(SafeConv2d):
-    """A convolution whose large depthwise kernels take `claritycore.kernels.depthwise_conv2d`.
+    """A convolution whose large depthwise kernels take `claritycore.kernels.depthwise_conv2d`, and which keeps clear of
+    what oneDNN is slow at with wide kernels.
 
     Its padding is "same", or none where the map was padded before. `size` and `pads_itself` are what they are of a
     `Branch`.
@@ -59,7 +67,23 @@ class SameConv2d(SafeConv2d):
             last = input.stride(1) == 1  # of a view, too, that was cut from a larger map
             format = torch.channels_last if last else torch.contiguous_format
             return self._forward_on_cpu(input).contiguous(memory_format=format)
+        plain = input.is_cpu and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        whole = dense and self.groups == 1 and self.stride == (1, 1) and self.kernel_size[1] >= BROAD
+        if AVX2 and plain and whole and not torch.compiler.is_compiling():
+            return self._forward_with_avx2(input)
         return super().forward(input)
+
+    def _forward_with_avx2(self, x: Tensor) -> Tensor:
+        given = last = x.stride(1) == 1  # of a view, too, that was cut from a larger map
+        if torch.is_grad_enabled() and (self.weight.requires_grad or x.requires_grad):
+            last = self.kernel_size[1] < WIDE
+            x = channels_last(x) if last else x.contiguous()
+        if last:
+            y = super().forward(x)
+        else:
+            rows, columns = map(int, self.padding)
+            y = F.conv2d(F.pad(x, (columns, columns, rows, rows)), self.weight, self.bias)
+        return channels_last(y) if given else y.contiguous()
 
     def _forward_on_cpu(self, x: Tensor) -> Tensor:
         weight = spread(self.weight, self.dilation)

@@ -29,11 +29,12 @@ class Critic:
         self.terms, self.settings, self.fabric = loss.adversarial, settings, fabric
         self.discriminators = [cast(AdversarialLoss, term.loss).discriminator for term in self.terms]
         self.parameters = [p for discriminator in self.discriminators for p in discriminator.parameters()]
-        self.plain: torch.optim.Optimizer | None = None
-        self.optimizer: Any = None
+        self.optimizer: torch.optim.Optimizer | None = None
         if self.parameters:
-            self.plain = torch.optim.Adam(self.parameters, lr=settings.lr, betas=(0.9, settings.beta2))
-            self.optimizer = fabric.setup_optimizers(self.plain)
+            self.optimizer = torch.optim.Adam(self.parameters, lr=settings.lr, betas=(0.9, settings.beta2))
+        # Fabric's scaling of float16 follows the net: once it has stepped, the gradients here would be of another scale.
+        scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+        self.scaler = torch.amp.GradScaler(fabric.device.type, enabled=scaled)
 
     def begin(self, step: int) -> None:
         """Forget the gradients of the step before."""
@@ -50,7 +51,7 @@ class Critic:
                 continue
             with self.fabric.autocast():
                 loss = cast(AdversarialLoss, term.loss).discriminator_loss(restored, clean)
-            self.fabric.backward(loss / self.settings.accumulate)
+            self.scaler.scale(loss / self.settings.accumulate).backward()
             values[f"{term.name}_discriminator"] = loss.detach()
         return values
 
@@ -63,17 +64,20 @@ class Critic:
             for parameter in learned:
                 gradient = cast(Tensor, parameter.grad)
                 parameter.grad = cast(Tensor, self.fabric.all_reduce(gradient, reduce_op="mean"))
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def state_dict(self) -> dict[str, Any] | None:
-        if self.plain is None:
+        if self.optimizer is None:
             return None
         states = [discriminator.state_dict() for discriminator in self.discriminators]
-        return {"discriminators": states, "optimizer": self.plain.state_dict()}
+        return {"discriminators": states, "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        if state is None or self.plain is None:
+        if state is None or self.optimizer is None:
             return
         for discriminator, saved in zip(self.discriminators, state["discriminators"], strict=True):
             discriminator.load_state_dict(saved)
-        self.plain.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])

@@ -14,17 +14,16 @@ from torch import Tensor
 
 from ..activations import ACTIVATIONS, slope
 from ..operand_rules import like
+from ..processor import AVX2
 from .operands import Operands
 
 WIDE = 15
 """Kernels so wide take 32 to 50 times as long on contiguous maps as on channels-last ones, at any height. Copying there
 and back costs 0.05 to 0.4 of the convolution."""
 
-AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-"""Without AVX-512 it pays to cut every large map to so many channels as fill one line of the cache, channels-last ones
-too: on Zen 3 1.2 to 1.8 times from 48 x 48 pixels on, and 1.5 to 1.8 times in the gradient of the weight."""
-
 LINE = 16
+"""So many channels fill one line of the cache. With AVX2 it pays to cut every large map to these, channels-last ones
+too: on Zen 3 1.2 to 1.8 times from 48 x 48 pixels on, and 1.5 to 1.8 times in the gradient of the weight."""
 
 PIECE = 2**16 if AVX2 else 2**17
 """A contiguous map goes there and back in pieces of so many elements for each thread, which stay in cache: up to 1.4

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from claritycore.blocks import RepConv2d, reparameterize_model
+from claritycore.blocks import PartialLargeKernelConv, RepConv2d, rep_branches, reparameterize_model
 from claritycore.blocks.rep_branches import SameConv2d
 from tests.blocks.test_rep_conv import by_scipy, stirred
 from tests.strategies import normal
@@ -69,3 +69,47 @@ def test_wide_depthwise_kernels_never_reach_the_slow_convolution_of_contiguous_m
         block(x).sum().backward()
         reparameterize_model(block.eval())(x.detach())
     assert slow == []
+
+
+WHOLE = {"9x9": (9, 9), "17x17": (17, 17), "5x17": (5, 17), "11x3": (11, 3)}
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("kept", ["first", "last", "cut from last"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("size", WHOLE.values(), ids=WHOLE)
+def test_kernels_over_all_channels_are_the_same_with_avx2(size, padded, kept, learns, monkeypatch):
+    padding = 0 if padded else (size[0] // 2, size[1] // 2)
+    conv = SameConv2d(4, 5, size, padding=padding)
+    whole = normal((2, 6, 20, 21))
+    x = {"first": whole[:, :4].contiguous(), "cut from last": whole.to(memory_format=torch.channels_last)[:, :4]}
+    x["last"] = x["first"].contiguous(memory_format=torch.channels_last)
+    results = []
+    for avx2 in (False, True):
+        monkeypatch.setattr(rep_branches, "AVX2", avx2)
+        given = x[kept].detach().requires_grad_(learns)
+        with torch.set_grad_enabled(learns):
+            y = conv(given)
+        results.append([y, *(torch.autograd.grad(y.square().sum(), [given, *conv.parameters()]) if learns else [])])
+    assert results[0][0].stride() == results[1][0].stride()
+    for plain, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4 * plain.abs().max().item())
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("channels_are", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_with_avx2_no_wide_kernel_reaches_what_is_slow_there(channels_are, learns, monkeypatch):
+    """A convolution that pads contiguous maps by itself, and the gradient of the weight for channels-last ones."""
+    monkeypatch.setattr(rep_branches, "AVX2", True)
+    block, seen = PartialLargeKernelConv(16), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.convolution.default and args[1].shape[3] == 17:
+                seen.append((args[0].stride(1) == 1, any(args[4])))
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(1, 16, 20, 21).to(memory_format=channels_are)
+    with Watch(), torch.set_grad_enabled(learns):
+        block(x)
+    assert seen == [(channels_are is torch.channels_last and not learns,) * 2]

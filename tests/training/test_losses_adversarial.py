@@ -1,5 +1,8 @@
 """Adversarial losses against explicit expressions, and the discriminator: its shape, its gradients, its norms."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +15,11 @@ from claritycore.training.adversarial import (
     feature_matching,
     generator_objective,
 )
+from claritycore.training.critic import Critic
 from claritycore.training.discriminators import UNetDiscriminator
+from claritycore.training.losses import WeightedLoss
 from claritycore.training.pyramid import texture
+from claritycore.training.settings import TrainingSettings
 
 R = np.array([[2.0, -0.5, 0.3], [1.2, 0.9, -3.0]])
 F = np.array([[-1.0, 0.4, 2.5], [-0.2, -1.7, 0.1]])
@@ -272,3 +278,38 @@ def test_the_network_is_that_of_real_esrgan():
     for found, expected in zip(d.features(image), (x0, x1, x2, x3, x4, x5, x6, x7, x8, logits), strict=True):
         torch.testing.assert_close(found, expected)
     torch.testing.assert_close(d(image), logits)
+
+
+def critic(scaler):
+    """A critic on processes whose precision has this scaler."""
+    precision = SimpleNamespace(precision=SimpleNamespace(scaler=scaler))
+    fabric = SimpleNamespace(strategy=precision, device=torch.device("cpu"), world_size=1, autocast=nullcontext)
+    torch.manual_seed(0)
+    return Critic(WeightedLoss("gan(width=4)"), TrainingSettings(lr=1e-3, batch_size=1), fabric)
+
+
+def learned(critic, steps, images):
+    for step in range(steps):
+        critic.begin(step)
+        critic.look(images, images.flip(0), step)
+        critic.step()
+    return [parameter.detach().clone() for parameter in critic.parameters]
+
+
+def test_scaled_gradients_teach_what_plain_ones_do_whatever_the_nets_scaler_does():
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    nets = torch.amp.GradScaler("cpu", init_scale=2.0)
+    plain, scaled = critic(None), critic(nets)
+    assert plain.state_dict()["scaler"] == {}
+    for expected, found in zip(learned(plain, 3, images), learned(scaled, 3, images), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    again = critic(nets)
+    again.load_state_dict(scaled.state_dict())
+    assert again.state_dict()["scaler"] == scaled.state_dict()["scaler"]
+    before, scale = [parameter.detach().clone() for parameter in scaled.parameters], scaled.scaler.get_scale()
+    scaled.begin(3)
+    scaled.look(images, images.flip(0), 3)
+    scaled.parameters[0].grad[0] = float("inf")
+    scaled.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, scaled.parameters, strict=True))
+    assert scaled.scaler.get_scale() == scale / 2
