@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from .checks import check_choice, check_feature_map, check_positive
 from .padding import PaddingMode, pad_same
 from .rep_algebra import Affine, Size, affine_of, centred, neutralise
-from .rep_branches import EDGES, Average, Branch, Chain, Common, Edge, Identity, SameConv2d
+from .rep_branches import EDGES, Average, Branch, Chain, Common, Edge, Identity
 from .reparam import Reparameterizable
+from .same_conv import SameConv2d
 
 Norm = Literal["none", "branch", "sum"]
 

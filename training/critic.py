@@ -32,7 +32,7 @@ class Critic:
         self.optimizer: torch.optim.Optimizer | None = None
         if self.parameters:
             self.optimizer = torch.optim.Adam(self.parameters, lr=settings.lr, betas=(0.9, settings.beta2))
-        # Fabric's scaling of float16 follows the net: once it has stepped, the gradients here would be of another scale.
+        # Fabric's scaling of float16 follows the net: once that has stepped, it is not what the gradients here had.
         scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
         self.scaler = torch.amp.GradScaler(fabric.device.type, enabled=scaled)
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from claritycore.blocks import PartialLargeKernelConv, RepConv2d, rep_branches, reparameterize_model
-from claritycore.blocks.rep_branches import SameConv2d
+from claritycore.blocks import PartialLargeKernelConv, RepConv2d, reparameterize_model, same_conv
+from claritycore.blocks.same_conv import SameConv2d
 from tests.blocks.test_rep_conv import by_scipy, stirred
 from tests.strategies import normal
 
@@ -86,7 +86,7 @@ def test_kernels_over_all_channels_are_the_same_with_avx2(size, padded, kept, le
     x["last"] = x["first"].contiguous(memory_format=torch.channels_last)
     results = []
     for avx2 in (False, True):
-        monkeypatch.setattr(rep_branches, "AVX2", avx2)
+        monkeypatch.setattr(same_conv, "AVX2", avx2)
         given = x[kept].detach().requires_grad_(learns)
         with torch.set_grad_enabled(learns):
             y = conv(given)
@@ -100,7 +100,7 @@ def test_kernels_over_all_channels_are_the_same_with_avx2(size, padded, kept, le
 @pytest.mark.parametrize("channels_are", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_with_avx2_no_wide_kernel_reaches_what_is_slow_there(channels_are, learns, monkeypatch):
     """A convolution that pads contiguous maps by itself, and the gradient of the weight for channels-last ones."""
-    monkeypatch.setattr(rep_branches, "AVX2", True)
+    monkeypatch.setattr(same_conv, "AVX2", True)
     block, seen = PartialLargeKernelConv(16), []
 
     class Watch(TorchDispatchMode):
