@@ -5,6 +5,7 @@ The providers are those of the kernels' own benchmarks; --only scaling_state/ ch
 python -m benchmarks.scaling --plot
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -24,7 +25,7 @@ BENCHMARKS = [
     replace(
         SELECTIVE_SCAN_2D,
         name="scaling_pixels",
-        cases=[{"batch": 1, "channels": 96, "size": size, "state": 16} for size in (16, 32, 64, 128)],
+        cases=[{"batch": 1, "channels": 96, "size": size, "state": 16} for size in (8, 16, 32, 64)],
     ),
     replace(
         SELECTIVE_SCAN,
@@ -52,6 +53,16 @@ BENCHMARKS = [
         cases=[{**MAP, "kernel": k, "memory_format": torch.contiguous_format} for k in (3, 7, 11, 15, 19, 25, 31)],
     ),
 ]
+
+# What the picture of each shows.
+SWEEPS: Mapping[str, str] = {
+    "scaling_pixels": "selective_scan_2d against the side of the map",
+    "scaling_state": "selective_scan against the number of states",
+    "scaling_experts": "expert_mlp against the number of experts, of which each token takes 2",
+    "scaling_k": "expert_mlp against k, of 8 experts",
+    "scaling_window": "window_attention against the side of a window",
+    "scaling_kernel": "depthwise_conv2d against the side of the kernel",
+}
 
 if __name__ == "__main__":
     raise SystemExit(main(*BENCHMARKS))
