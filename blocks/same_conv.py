@@ -11,16 +11,18 @@ from .rep_algebra import Size, spread
 from .safe_conv import SafeConv2d
 
 # On a CPU, torch is slow at kernels that span so many columns in groups of few channels: forward on contiguous maps,
-# and at the gradient of the weight on any. Dilated ones are slow, too: as dense kernels, with zeros between the taps,
-# they take a tenth of the time at 9x9 dilated by 2, forward and backward, and no more at 3x3 dilated by 7.
-WIDE = 15
+# and, from `BROADER` on, at the gradient of the weight on any. Dilated ones are slow, too: as dense kernels, with zeros
+# between the taps, they take a tenth of the time at 9x9 dilated by 2, forward and backward, and no more at 3x3 dilated
+# by 7.
+WIDE = 11 if AVX2 else 15
 # So many depthwise convolutions take as long forward as one in groups of so many channels, and a third in training.
 FEW = 4
 # With AVX2 (Zen 3, torch 2.13) oneDNN has no fast form of a convolution over all channels that pads contiguous maps for
-# so many columns: padded before, 11x11 to 17x17 take a fifth to a third of the time. Nor has it one of the gradient of
-# the weight on channels-last maps from `WIDE` on, which takes 20 to 30 times as long as on contiguous ones; below that
-# it is the contiguous ones that take twice as long.
+# so many columns: padded before, 11x11 to 17x17 take a fifth to a third of the time.
 BROAD = 9
+# Nor has it, from here on, one of the gradient of the weight on channels-last maps: it takes 20 to 30 times as long as
+# on contiguous ones. Below it is the contiguous ones that take twice as long.
+BROADER = 15
 
 
 class SameConv2d(SafeConv2d):
@@ -49,8 +51,9 @@ class SameConv2d(SafeConv2d):
         # An exported program is for other runtimes, whose convolutions have no such cliff.
         if small_groups and self.size[1] >= WIDE and input.is_cpu and not torch.compiler.is_exporting():
             last = input.stride(1) == 1  # of a view, too, that was cut from a larger map
-            format = torch.channels_last if last else torch.contiguous_format
-            return self._forward_on_cpu(input).contiguous(memory_format=format)
+            if self.size[1] >= BROADER or not last:
+                format = torch.channels_last if last else torch.contiguous_format
+                return self._forward_on_cpu(input).contiguous(memory_format=format)
         plain = input.is_cpu and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         whole = dense and self.groups == 1 and self.stride == (1, 1) and self.kernel_size[1] >= BROAD
         if AVX2 and plain and whole and not torch.compiler.is_compiling():
@@ -58,9 +61,9 @@ class SameConv2d(SafeConv2d):
         return super().forward(input)
 
     def _forward_with_avx2(self, x: Tensor) -> Tensor:
-        given = last = x.stride(1) == 1  # of a view, too, that was cut from a larger map
+        given = last = x.stride(1) == 1
         if torch.is_grad_enabled() and (self.weight.requires_grad or x.requires_grad):
-            last = self.kernel_size[1] < WIDE
+            last = self.kernel_size[1] < BROADER
             x = channels_last(x) if last else x.contiguous()
         if last:
             y = super().forward(x)

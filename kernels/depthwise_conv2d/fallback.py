@@ -17,9 +17,9 @@ from ..operand_rules import like
 from ..processor import AVX2
 from .operands import Operands
 
-WIDE = 15
-"""Kernels so wide take 32 to 50 times as long on contiguous maps as on channels-last ones, at any height. Copying there
-and back costs 0.05 to 0.4 of the convolution."""
+WIDE = 11 if AVX2 else 15
+"""Kernels so wide take 32 to 50 times as long on contiguous maps as on channels-last ones, at any height (with AVX2 12
+to 19 times). Copying there and back costs 0.05 to 0.4 of the convolution."""
 
 LINE = 16
 """So many channels fill one line of the cache. With AVX2 it pays to cut every large map to these, channels-last ones
