@@ -13,7 +13,7 @@ from pathlib import Path
 from claritycore.blocks.reparam import count_parameters
 from claritycore.nets import AutoModel
 
-from . import goals, restoration, trained
+from . import goals, restoration, scaling, trained
 from .runner import RESULTS
 from .trained import newest, read
 
@@ -58,11 +58,20 @@ def compared(table: str) -> Callable[[Path], str]:
 
     def made(results: Path) -> str:
         path = newest(table, results)
-        place = f"{RESULTS.parent.name}/{RESULTS.name}/{path.stem}.png"
-        picture = f"![PSNR against multiply-adds and against time]({place})"
-        return f"{trained.markdown(read(path, trained.Row))}\n\n{picture}"
+        table_of_rows = trained.markdown(read(path, trained.Row))
+        return f"{table_of_rows}\n\n{picture('PSNR against multiply-adds and against time', path)}"
 
     return made
+
+
+def grown(results: Path) -> str:
+    """How kernels grow: the pictures of `python -m benchmarks.scaling --plot`."""
+    return "\n".join(picture(told, newest(name, results)) for name, told in scaling.SWEEPS.items())
+
+
+def picture(told: str, path: Path) -> str:
+    """The plot that lies beside a CSV file, with words for who cannot see it."""
+    return f"![{told}]({RESULTS.parent.name}/{RESULTS.name}/{path.stem}.png)"
 
 
 def restored(results: Path) -> str:
@@ -75,7 +84,9 @@ MADE: Mapping[str, Callable[[Path], str]] = {
     "restored": restored,
     "doubled": doubled,
     "goals": goals.table,
+    "scaling": grown,
     "nets": compared("nets"),
+    "harmonic": compared("harmonic"),
     "swin-unet": compared("swin-unet"),
 }
 

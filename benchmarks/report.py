@@ -144,8 +144,9 @@ def plot(results: Sequence[Result], path: Path) -> None:
             axes.grid(alpha=0.3)
         if len(set(places.values())) > 1 and max(places.values()) >= 2 * len(places):
             memory.set_xscale("log")
-        names = [case.replace(" ", "\n") for case in places]
+        names, common = _names(list(places))
         memory.set_xticks(list(places.values()), names, fontsize="small")
+        memory.set_xlabel(common, fontsize="small")
         memory.set_xticks([], minor=True)
         times.set_title(f"{rows[0].benchmark}, {rows[0].dtype}, {stage}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,12 +155,28 @@ def plot(results: Sequence[Result], path: Path) -> None:
 
 def _places(cases: Sequence[str]) -> dict[str, float]:
     """Where cases stand on the axis: at the number that alone tells them apart, else in a row."""
-    settings = [dict(part.partition("=")[::2] for part in case.split(" ")) for case in cases]
-    varied = [key for key in settings[0] if len({each.get(key) for each in settings}) > 1] if settings else []
+    settings, varied = _settings(cases)
     values = [each.get(varied[0], "") for each in settings] if len(varied) == 1 else []
     if values and all(value.isdecimal() for value in values):
         return dict(zip(cases, map(float, values), strict=True))
     return {case: float(place) for place, case in enumerate(cases)}
+
+
+def _names(cases: Sequence[str]) -> tuple[list[str], str]:
+    """What is written below each case, a line for each key that varies, and what all have in common."""
+    settings, varied = _settings(cases)
+    if not varied:
+        return [case.replace(" ", "\n") for case in cases], ""
+    common = " ".join(f"{key}={value}" for key, value in settings[0].items() if key not in varied)
+    if len(varied) == 1:
+        return [each.get(varied[0], "") for each in settings], f"{varied[0]}  ({common})"
+    return ["\n".join(f"{key}={each.get(key, '')}" for key in varied) for each in settings], common
+
+
+def _settings(cases: Sequence[str]) -> tuple[list[dict[str, str]], list[str]]:
+    """The keys and values of each case, and the keys that tell them apart."""
+    settings = [dict(part.partition("=")[::2] for part in case.split(" ")) for case in cases]
+    return settings, [key for key in settings[0] if len({each.get(key) for each in settings}) > 1] if settings else []
 
 
 def _read(text: str, kind: Any) -> Any:
